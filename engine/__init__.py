@@ -1,0 +1,1 @@
+"""The runtime: a prompt goes in, timed tokens come out."""
