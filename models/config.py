@@ -29,6 +29,8 @@ class RopeScaling:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     """YaRN's temperature: queries and keys are multiplied by it."""
+    truncate: bool = True
+    """YaRN: the ramp between kept and stretched frequencies starts and ends at whole feature indices."""
 
 
 @dataclass(frozen=True, slots=True)

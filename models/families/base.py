@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from russet.engine.errors import UnsupportedModelError
-from russet.models.config import DecoderConfig
+from russet.models.config import Activation, DecoderConfig
 
 Config = dict[str, Any]
 
@@ -31,16 +31,41 @@ class Family(Protocol):
     def names(self, config: DecoderConfig) -> dict[str, str]: ...
 
 
-def require(config: Config, key: str, kind: type | tuple[type, ...] = (int, float)) -> Any:
+def require(config: Config, key: str, kind: type = int) -> Any:
     """`config[key]`, or an error that names the key that is missing or has the wrong type."""
     value = config.get(key)
-    if value is None:
-        raise UnsupportedModelError(
-            f"config.json of this {config.get('model_type')!r} model has no {key!r}, which its family needs."
-        )
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UnsupportedModelError(f"config.json has {key} = {value!r}, which is not of the expected type.")
+        found = "no such key" if value is None else f"{value!r}"
+        raise UnsupportedModelError(
+            f"config.json of this {config.get('model_type')} model has {found} where {key!r} needs a {kind.__name__}."
+        )
     return value
+
+
+def positive(config: Config, key: str) -> int:
+    """`config[key]` as a whole number above zero."""
+    value = require(config, key)
+    if value <= 0:
+        raise UnsupportedModelError(f"config.json has {key} = {value}; it must be above zero.")
+    return value
+
+
+def activation(config: Config, key: str, default: str = "silu") -> Activation:
+    """The FFN's activation in our name for it."""
+    name = config.get(key) or default
+    known: dict[str, Activation] = {
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_new": "gelu_tanh",
+        "relu": "relu",
+    }
+    if name not in known:
+        raise UnsupportedModelError(
+            f"config.json has {key} = {name!r}; Russet implements {', '.join(sorted(known))}."
+        )
+    return known[name]
 
 
 def refuse_unless(config: Config, key: str, allowed: tuple[Any, ...]) -> None:

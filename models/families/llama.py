@@ -1,0 +1,51 @@
+"""Llama 2 and 3, SmolLM2 and Mistral, in Hugging Face's naming."""
+
+from __future__ import annotations
+
+from russet.models.config import DecoderConfig, LayerSpec
+from russet.models.families.base import Config, activation, eos_ids, positive, refuse_unless
+from russet.models.families.rope import read_rope
+
+
+def read(config: Config) -> DecoderConfig:
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or hidden // heads
+    refuse_unless(config, "pretraining_tp", (1, None))
+    layer = LayerSpec(
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        ffn_dim=positive(config, "intermediate_size"),
+        rope=read_rope(config, head_dim, theta=10000.0),
+        activation=activation(config, "hidden_act"),
+        window=config.get("sliding_window") if config["model_type"] == "mistral" else None,
+    )
+    bias = bool(config.get("attention_bias", False))
+    return DecoderConfig(
+        family=config["model_type"],
+        hidden_dim=hidden,
+        vocab_size=positive(config, "vocab_size"),
+        layers=(layer,) * positive(config, "num_hidden_layers"),
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        qkv_bias=bias,
+        out_bias=bias,
+        ffn_bias=bool(config.get("mlp_bias", False)),
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+        eos_token_ids=eos_ids(config),
+    )
+
+
+def names(config: DecoderConfig) -> dict[str, str]:
+    roles = {"embed": "model.embed_tokens", "norm": "model.norm"}
+    if not config.tied_head:
+        roles["head"] = "lm_head"
+    for i in range(len(config.layers)):
+        ours, stock = f"layers.{i}", f"model.layers.{i}"
+        for part in "qkvo":
+            roles[f"{ours}.{part}"] = f"{stock}.self_attn.{part}_proj"
+        for part in ("gate", "up", "down"):
+            roles[f"{ours}.{part}"] = f"{stock}.mlp.{part}_proj"
+        roles[f"{ours}.attn_norm"] = f"{stock}.input_layernorm"
+        roles[f"{ours}.ffn_norm"] = f"{stock}.post_attention_layernorm"
+    return roles
