@@ -8,7 +8,7 @@ from typing import Protocol
 class Progress(Protocol):
     """A listener of one task after another; amounts are bytes.
 
-    A task is `start`, any number of `advance`, then `finish`, which also belongs in the `finally` of a task that fails.
+    A task is `start`, any number of `advance`, then `finish`, also when the task fails.
     """
 
     def start(self, label: str, total: int | None) -> None:
