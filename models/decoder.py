@@ -1,0 +1,187 @@
+"""The one decoder: every family runs through it, driven by `DecoderConfig` alone.
+
+A prefill strategy needs three calls of it: `embed`, `run` over any contiguous range of layers on rows at explicit
+positions, and `head`. `extend` puts them together for rows that follow the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from russet.engine.cache import KVCache
+from russet.engine.rows import Int8Rows
+from russet.models.config import DecoderConfig, LayerSpec
+from russet.models.linear import Branches, Embedding, Linear
+from russet.models.rope import Positions, Rotary, Rotate
+
+Norm = Callable[[mx.array], mx.array]
+Gate = Callable[[mx.array, mx.array], mx.array]
+
+
+class Block:
+    """One layer: attention and FFN, each behind a norm and in front of a residual addition."""
+
+    def __init__(
+        self,
+        index: int,
+        spec: LayerSpec,
+        scale: float,
+        *,
+        attn_norm: Norm,
+        project: Branches,
+        out: Linear,
+        ffn_norm: Norm,
+        gate_up: Branches,
+        gate: Gate,
+        down: Linear,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+        rotate_first: bool = False,
+        kv_scales: tuple[mx.array, mx.array] | None = None,
+        post_attn_norm: Norm | None = None,
+        post_ffn_norm: Norm | None = None,
+    ) -> None:
+        self.index = index
+        self.spec = spec
+        self.scale = scale
+        self.attn_norm = attn_norm
+        self.project = project
+        self.out = out
+        self.ffn_norm = ffn_norm
+        self.gate_up = gate_up
+        self.gate = gate
+        self.down = down
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.rotate_first = rotate_first
+        self.kv_scales = kv_scales
+        self.post_attn_norm = post_attn_norm
+        self.post_ffn_norm = post_ffn_norm
+
+    def __call__(
+        self, h: mx.array, positions: Positions, rotate: Rotate, cache: KVCache, last: int | None = None
+    ) -> mx.array:
+        """One pass over rows [batch, rows, hidden]; `last` keeps only that many rows once keys and values are in."""
+        rows = h.shape[1]
+        queries = self._project(self.attn_norm(h), positions, rotate, cache)
+        if last is not None and last < rows:
+            h, queries, positions = h[:, rows - last :], queries[:, :, rows - last :], _tail(positions, rows, last)
+        if last == 0:
+            return h
+        h = self._add(h, self._attention(queries, positions, cache), self.out, self.post_attn_norm)
+        gated = self.gate(*self.gate_up(self.ffn_norm(h)))
+        return self._add(h, gated, self.down, self.post_ffn_norm)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The parameters of its linear maps, for evaluation."""
+        maps = (self.project, self.out, self.gate_up, self.down)
+        return [array for part in maps for array in part.arrays]
+
+    def _project(self, x: mx.array, positions: Positions, rotate: Rotate, cache: KVCache) -> mx.array:
+        """Queries [batch, heads, rows, head_dim], after storing the rows' keys and values where the layer owns them."""
+        spec = self.spec
+        queries, *keys_values = self.project(x)
+        queries = self._turn(_heads(queries, spec.heads), self.q_norm, rotate)
+        if keys_values:
+            keys = self._turn(_heads(keys_values[0], spec.kv_heads), self.k_norm, rotate)
+            cache.slot(self.index).append(keys, _heads(keys_values[1], spec.kv_heads), positions)
+        return queries
+
+    def _turn(self, x: mx.array, norm: Norm | None, rotate: Rotate) -> mx.array:
+        if norm is None:
+            return rotate(x)
+        return norm(rotate(x)) if self.rotate_first else rotate(norm(x))
+
+    def _attention(self, queries: mx.array, positions: Positions, cache: KVCache) -> mx.array:
+        batch, _, rows, _ = queries.shape
+        keys, values, mask = cache.slot(self.index).read(positions, rows)
+        mixed = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        return mixed.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+
+    @staticmethod
+    def _add(h: mx.array, x: mx.array, linear: Linear, post_norm: Norm | None) -> mx.array:
+        return linear.add_to(h, x) if post_norm is None else h + post_norm(linear(x))
+
+
+class Decoder:
+    """A decoder-only transformer on one device.
+
+    `fused_rope` picks MLX's rotary operation (a GPU) over shared cosine tables (a CPU).
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dtype: mx.Dtype,
+        embed: Embedding,
+        blocks: list[Block],
+        norm: Norm,
+        head: Linear,
+        fused_rope: bool,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.embed = embed
+        self.blocks = blocks
+        self._norm = norm
+        self._head = head
+        self._fused_rope = fused_rope
+        self._rotaries = {rope: Rotary(rope) for rope in {layer.rope for layer in config.layers}}
+
+    def new_cache(self, kv_bits: int = 16, batch: int = 1) -> KVCache:
+        """An empty cache for this model; `kv_bits` 8 stores int8 rows."""
+        cache = KVCache(self.config, self.dtype, kv_bits, batch)
+        for block in self.blocks:
+            if block.kv_scales is not None:
+                rows = cache.slot(block.index).rows
+                assert isinstance(rows, Int8Rows)
+                rows.use_scales(*block.kv_scales)
+        return cache
+
+    def run(
+        self, h: mx.array, layers: range, positions: Positions, cache: KVCache, last: int | None = None
+    ) -> mx.array:
+        """Rows [batch, rows, hidden] through a contiguous range of layers.
+
+        With `last`, the range's final layer stores keys and values of all rows and then goes on with the last `last`
+        of them only; 0 stops there. `positions` are those of the rows that come in.
+        """
+        rows = h.shape[1]
+        rotations = {rope: rotary.at(positions, rows, self._fused_rope) for rope, rotary in self._rotaries.items()}
+        for i in layers:
+            block = self.blocks[i]
+            keep = last if i == layers[-1] else None
+            h = block(h, positions, rotations[block.spec.rope], cache, keep)
+        return h
+
+    def head(self, h: mx.array) -> mx.array:
+        """Logits [batch, rows, vocab] of hidden rows."""
+        return self._head(self._norm(h))
+
+    def extend(self, tokens: mx.array, cache: KVCache, logits: int = 1) -> mx.array | None:
+        """Append tokens [batch, rows] to the cache; logits of the last `logits` rows, or None for 0.
+
+        Layers after the last one that writes keys and values see only the rows whose logits are asked for: with shared
+        keys and values most of those layers' prefill work is never done.
+        """
+        start, rows = cache.next_position, tokens.shape[1]
+        writer, count = self.config.last_writer, len(self.blocks)
+        h = self.run(self.embed(tokens), range(writer + 1), start, cache, last=logits)
+        if logits and writer + 1 < count:
+            h = self.run(h, range(writer + 1, count), start + rows - logits, cache)
+        cache.next_position = start + rows
+        return self.head(h) if logits else None
+
+
+def _heads(x: mx.array, heads: int) -> mx.array:
+    """[batch, rows, heads * head_dim] -> [batch, heads, rows, head_dim]."""
+    batch, rows, _ = x.shape
+    return x.reshape(batch, rows, heads, -1).transpose(0, 2, 1, 3)
+
+
+def _tail(positions: Positions, rows: int, last: int) -> Positions:
+    """The positions of the last `last` of `rows` rows."""
+    return positions + rows - last if isinstance(positions, int) else positions[rows - last :]

@@ -1,0 +1,187 @@
+"""Linear maps and embeddings, dense or in MLX's affine quantised layout, behind one face.
+
+Weights are [out, in] as checkpoints have them. Dense ones keep their transposed view, made once, since building it
+anew at every call costs host time that small models feel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """One tensor in MLX's affine layout: w = scale * q + bias over groups of `group_size` along the input."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    group_size: int
+    bits: int
+
+    def expand(self, dtype: mx.Dtype) -> mx.array:
+        """The dense [out, in] matrix."""
+        dense = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
+        return dense.astype(dtype)
+
+    def rows(self, index: mx.array) -> Affine:
+        return Affine(self.weight[index], self.scales[index], self.biases[index], self.group_size, self.bits)
+
+
+Weight = mx.array | Affine
+
+
+class Linear(Protocol):
+    """y = x W^T + b over the last axis."""
+
+    def __call__(self, x: mx.array) -> mx.array: ...
+
+    def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        """residual + y, in one operation where there is one."""
+        ...
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Its parameters, for evaluation."""
+        ...
+
+
+class Dense:
+    """A 16- or 32-bit linear map."""
+
+    __slots__ = ("bias", "transposed")
+
+    def __init__(self, weight: mx.array, bias: mx.array | None = None) -> None:
+        self.transposed = weight.T
+        self.bias = bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.bias is None:
+            return x @ self.transposed
+        return mx.addmm(self.bias, x, self.transposed)
+
+    def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        if self.bias is None:
+            return mx.addmm(residual, x, self.transposed)
+        return residual + self(x)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.transposed] if self.bias is None else [self.transposed, self.bias]
+
+
+class Quantized:
+    """A linear map whose weights stay packed."""
+
+    __slots__ = ("affine", "bias")
+
+    def __init__(self, affine: Affine, bias: mx.array | None = None) -> None:
+        self.affine = affine
+        self.bias = bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        w = self.affine
+        y = mx.quantized_matmul(x, w.weight, w.scales, w.biases, True, w.group_size, w.bits)
+        return y if self.bias is None else y + self.bias
+
+    def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        return residual + self(x)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        packed = [self.affine.weight, self.affine.scales, self.affine.biases]
+        return packed if self.bias is None else [*packed, self.bias]
+
+
+def linear(weight: Weight, bias: mx.array | None = None) -> Linear:
+    """The linear map for a weight of either kind."""
+    return Quantized(weight, bias) if isinstance(weight, Affine) else Dense(weight, bias)
+
+
+class Branches:
+    """Several linear maps of one input (query, key and value; gate and up), as one product where that is possible.
+
+    One product saves launches, which bound small models on a GPU. On a CPU the weights stay apart: joining them would
+    copy what was read from disk, for nothing.
+    """
+
+    __slots__ = ("_ends", "_maps")
+
+    def __init__(self, maps: Sequence[Linear], ends: Sequence[int] = ()) -> None:
+        self._maps = maps
+        self._ends = ends
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        if not self._ends:
+            return [branch(x) for branch in self._maps]
+        y = self._maps[0](x)
+        return [y[..., a:b] for a, b in zip((0, *self._ends[:-1]), self._ends, strict=True)]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [array for branch in self._maps for array in branch.arrays]
+
+
+def branches(weights: Sequence[Weight], biases: Sequence[mx.array | None], join: bool) -> Branches:
+    """Linear maps of one input; `join` stacks their rows where their layouts agree."""
+    if not (join and _alike(weights)):
+        return Branches([linear(w, b) for w, b in zip(weights, biases, strict=True)])
+    bias = None if biases[0] is None else mx.concatenate([b for b in biases if b is not None])
+    ends, total = [], 0
+    for weight in weights:
+        total += (weight.weight if isinstance(weight, Affine) else weight).shape[0]
+        ends.append(total)
+    return Branches([linear(_stack(weights), bias)], ends)
+
+
+def split_rows(weight: Weight, sizes: Sequence[int]) -> list[Weight]:
+    """Cut a fused [sum(sizes), in] weight into its parts."""
+    parts: list[Weight] = []
+    start = 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        if isinstance(weight, Affine):
+            w = weight
+            parts.append(Affine(w.weight[rows], w.scales[rows], w.biases[rows], w.group_size, w.bits))
+        else:
+            parts.append(weight[rows])
+        start += size
+    return parts
+
+
+def _alike(weights: Sequence[Weight]) -> bool:
+    kinds = {(w.group_size, w.bits) if isinstance(w, Affine) else None for w in weights}
+    return len(kinds) == 1
+
+
+def _stack(weights: Sequence[Weight]) -> Weight:
+    affine = [w for w in weights if isinstance(w, Affine)]
+    if not affine:
+        return mx.concatenate([w for w in weights if not isinstance(w, Affine)])
+    return Affine(
+        mx.concatenate([w.weight for w in affine]),
+        mx.concatenate([w.scales for w in affine]),
+        mx.concatenate([w.biases for w in affine]),
+        affine[0].group_size,
+        affine[0].bits,
+    )
+
+
+class Embedding:
+    """Token ids -> rows of a [vocab, hidden] table, times `scale`; `head()` is the same table as a linear map."""
+
+    def __init__(self, weight: Weight, scale: float, dtype: mx.Dtype) -> None:
+        self.weight = weight
+        self._dtype = dtype
+        self._scale = None if scale == 1.0 else mx.array(scale, dtype=dtype)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        rows = self.weight.rows(tokens).expand(self._dtype) if isinstance(self.weight, Affine) else self.weight[tokens]
+        return rows if self._scale is None else rows * self._scale
+
+    def head(self) -> Linear:
+        return linear(self.weight)

@@ -1,0 +1,155 @@
+"""Build a decoder from an MLX model folder: config.json, safetensors shards, stock tensor names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from russet.engine.blas import use_fast_blas
+from russet.engine.device import memory_bytes, on_gpu
+from russet.engine.errors import CheckpointError, InvalidOptionError, ModelNotFoundError
+from russet.models.activations import gated
+from russet.models.config import DecoderConfig
+from russet.models.decoder import Block, Decoder, Norm
+from russet.models.families import family_of
+from russet.models.linear import Branches, Embedding, Weight, branches, linear, split_rows
+from russet.models.weights import Weights
+
+DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder; `ModelNotFoundError` without one, `CheckpointError` if it is damaged."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{folder} has no config.json, so it is not a model folder.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}); download or convert the model again."
+        ) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__} where a JSON object is needed.")
+    return config
+
+
+def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:
+    """The decoder in a model folder, with its weights in memory.
+
+    `dtype` is what it computes in: float32 on a CPU and the checkpoint's own on a GPU unless said otherwise. Quantised
+    weights stay packed on a GPU; a CPU expands them where memory allows, since MLX multiplies packed weights there
+    about ten times slower than dense ones.
+    """
+    folder = Path(folder)
+    use_fast_blas()
+    config = read_config(folder)
+    decoder_config = family_of(config).read(config)
+    weights = Weights(folder, config, family_of(config).names(decoder_config), decoder_config)
+    compute = _dtype(dtype, weights)
+    builder = _Builder(decoder_config, weights, compute, expand=_expand(weights, compute))
+    return builder.build()
+
+
+def _dtype(name: str | None, weights: Weights) -> mx.Dtype:
+    if name is None:
+        return weights.dtype if on_gpu() else mx.float32
+    if name not in DTYPES:
+        raise InvalidOptionError(f"dtype is {name!r}; it must be {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _expand(weights: Weights, dtype: mx.Dtype) -> bool:
+    return not on_gpu() and weights.parameters * dtype.size < 0.6 * memory_bytes()
+
+
+class _Builder:
+    """Turns named tensors into blocks, one layer at a time, so that a layer's source can be freed after it."""
+
+    def __init__(self, config: DecoderConfig, weights: Weights, dtype: mx.Dtype, expand: bool) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+        self.expand = expand
+        self.join = on_gpu()
+
+    def build(self) -> Decoder:
+        config = self.config
+        embed = Embedding(self._weight("embed"), config.embed_scale, self.dtype)
+        blocks = [self._block(i) for i in range(len(config.layers))]
+        norm = self._norm("norm")
+        head = embed.head() if config.tied_head else linear(self._weight("head"))
+        mx.eval(head.arrays, self.weights.taken())
+        return Decoder(config, self.dtype, embed, blocks, norm, head, fused_rope=on_gpu())
+
+    def _block(self, i: int) -> Block:
+        config, spec = self.config, self.config.layers[i]
+        role = f"layers.{i}."
+        owns = spec.kv_source is None
+        has_scales = owns and config.quantized_kv
+        block = Block(
+            i,
+            spec,
+            config.attention_scale or spec.head_dim**-0.5,
+            attn_norm=self._norm(role + "attn_norm"),
+            project=self._queries_keys_values(i) if owns else self._branches([role + "q"]),
+            out=linear(self._weight(role + "o"), self._bias(role + "o", config.out_bias)),
+            ffn_norm=self._norm(role + "ffn_norm"),
+            gate_up=self._gate_up(i),
+            gate=gated(spec.activation, compiled=on_gpu()),
+            down=linear(self._weight(role + "down"), self._bias(role + "down", config.ffn_bias)),
+            q_norm=self._norm(role + "q_norm") if config.qk_norm != "none" else None,
+            k_norm=self._norm(role + "k_norm") if config.qk_norm != "none" and owns else None,
+            rotate_first=config.qk_norm == "after_rope",
+            kv_scales=(self._array(role + "k_scale"), self._array(role + "v_scale")) if has_scales else None,
+            post_attn_norm=self._norm(role + "post_attn_norm") if config.post_norms else None,
+            post_ffn_norm=self._norm(role + "post_ffn_norm") if config.post_norms else None,
+        )
+        # Joined weights are evaluated here so that their parts can go.
+        mx.eval(block.arrays, self.weights.taken())
+        return block
+
+    def _queries_keys_values(self, i: int) -> Branches:
+        spec = self.config.layers[i]
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        role = f"layers.{i}."
+        if self.weights.has(role + "qkv"):
+            return self._cut(role + "qkv", [q, kv, kv])
+        return self._branches([role + part for part in "qkv"], self.config.qkv_bias)
+
+    def _gate_up(self, i: int) -> Branches:
+        role, width = f"layers.{i}.", self.config.layers[i].ffn_dim
+        if self.weights.has(role + "gate_up"):
+            return self._cut(role + "gate_up", [width, width])
+        return self._branches([role + "gate", role + "up"], self.config.ffn_bias)
+
+    def _cut(self, role: str, sizes: list[int]) -> Branches:
+        parts = split_rows(self._weight(role), sizes)
+        return branches(parts, [None] * len(parts), self.join)
+
+    def _branches(self, roles: list[str], bias: bool = False) -> Branches:
+        return branches([self._weight(r) for r in roles], [self._bias(r, bias) for r in roles], self.join)
+
+    def _weight(self, role: str) -> Weight:
+        return self.weights.weight(role, self.dtype, self.expand)
+
+    def _bias(self, role: str, wanted: bool) -> mx.array | None:
+        return self.weights.bias(role).astype(self.dtype) if wanted else None
+
+    def _array(self, role: str) -> mx.array:
+        return self.weights.bare(role)
+
+    def _norm(self, role: str) -> Norm:
+        weight = self.weights.weight(role, self.dtype, expand=True)
+        assert isinstance(weight, mx.array)
+        if self.config.unit_offset_norm:
+            weight = (weight.astype(mx.float32) + 1).astype(self.dtype)
+        return rms_norm(weight, self.config.norm_eps)
+
+
+def rms_norm(weight: mx.array, eps: float) -> Norm:
+    """x / rms(x) * weight over the last axis."""
+    return lambda x: mx.fast.rms_norm(x, weight, eps)

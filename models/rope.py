@@ -1,0 +1,106 @@
+"""Rotary position embedding at explicit positions: contiguous, with gaps, or fractional.
+
+Contiguous positions on a GPU go through MLX's fused operation. Everything else multiplies by cosines and sines that are
+made once a pass and shared by all layers, which on a CPU is also the faster way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+
+from russet.models.config import Rope, RopeScaling
+
+Positions = int | np.ndarray
+"""The position of the first row where rows are contiguous, or one number a row (whole or fractional)."""
+
+Rotate = Callable[[mx.array], mx.array]
+
+
+def inverse_frequencies(rope: Rope) -> np.ndarray:
+    """Radians per position of each rotated pair, float64, `dims / 2` of them, with the scaling applied."""
+    plain = rope.theta ** -(np.arange(0, rope.dims, 2) / rope.dims)
+    scaling = rope.scaling
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    stretched = plain / scaling.factor
+    kept = _llama3_kept(scaling, plain) if scaling.kind == "llama3" else _yarn_kept(rope, scaling)
+    return plain * kept + stretched * (1 - kept)
+
+
+def _llama3_kept(scaling: RopeScaling, plain: np.ndarray) -> np.ndarray:
+    """How much of each frequency stays as trained: all above one wavelength, none below another, a ramp between."""
+    turns = scaling.original_length * plain / (2 * math.pi)
+    return np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+
+
+def _yarn_kept(rope: Rope, scaling: RopeScaling) -> np.ndarray:
+    """YaRN's ramp over feature indices, between `beta_fast` and `beta_slow` turns in the trained length."""
+
+    def index(turns: float) -> float:
+        return rope.dims * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = index(scaling.beta_fast), index(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dims - 1)
+    if low == high:
+        high += 0.001
+    return 1 - np.clip((np.arange(rope.dims // 2) - low) / (high - low), 0, 1)
+
+
+class Rotary:
+    """One `Rope`, ready to rotate queries and keys of shape [batch, heads, rows, head_dim]."""
+
+    def __init__(self, rope: Rope) -> None:
+        self.rope = rope
+        self._inverse = inverse_frequencies(rope)
+        self._amplitude = rope.scaling.attention_factor if rope.scaling else 1.0
+        self._periods = mx.array(1 / self._inverse, dtype=mx.float32)
+
+    def at(self, positions: Positions, rows: int, fused: bool) -> Rotate:
+        """The rotation of `rows` rows at `positions`; `fused` uses MLX's operation where positions are contiguous."""
+        if fused and isinstance(positions, int):
+            return self._fused(positions)
+        where = np.arange(positions, positions + rows) if isinstance(positions, int) else positions
+        return self._tabled(np.outer(where, self._inverse))
+
+    def _fused(self, start: int) -> Rotate:
+        rope = self.rope
+
+        def rotate(x: mx.array) -> mx.array:
+            if self._amplitude != 1.0:
+                x = mx.concatenate([x[..., : rope.dims] * self._amplitude, x[..., rope.dims :]], axis=-1)
+            return mx.fast.rope(
+                x, rope.dims, traditional=rope.interleaved, base=None, scale=1.0, offset=start, freqs=self._periods
+            )
+
+        return rotate
+
+    def _tabled(self, angles: np.ndarray) -> Rotate:
+        """x * cos + partner(x) * sin, where the partner of a pair's first feature carries a minus sign."""
+        cos, sin = np.cos(angles) * self._amplitude, np.sin(angles) * self._amplitude
+        if self.rope.interleaved:
+            cosines, sines = np.repeat(cos, 2, axis=-1), np.stack([-sin, sin], axis=-1).reshape(len(sin), -1)
+        else:
+            cosines, sines = np.concatenate([cos, cos], axis=-1), np.concatenate([-sin, sin], axis=-1)
+        cosines, sines = mx.array(cosines.astype(np.float32)), mx.array(sines.astype(np.float32))
+        dims = self.rope.dims
+
+        def rotate(x: mx.array) -> mx.array:
+            turned = x if x.shape[-1] == dims else x[..., :dims]
+            rotated = (turned * cosines + self._partner(turned) * sines).astype(x.dtype)
+            return rotated if x.shape[-1] == dims else mx.concatenate([rotated, x[..., dims:]], axis=-1)
+
+        return rotate
+
+    def _partner(self, x: mx.array) -> mx.array:
+        if self.rope.interleaved:
+            return x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+        half = x.shape[-1] // 2
+        return mx.concatenate([x[..., half:], x[..., :half]], axis=-1)

@@ -1,0 +1,122 @@
+"""The tensors of a model folder, by role, checked against the shapes that the configuration asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from russet.converters.safetensors_file import open_safetensors
+from russet.converters.shards import shards
+from russet.engine.errors import CheckpointError, UnsupportedModelError, WeightsError
+from russet.models.config import DecoderConfig
+from russet.models.linear import Affine, Weight
+from russet.models.shapes import Shape, expected_shapes, parameter_count
+
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+class Weights:
+    """Lazily loaded tensors; each is handed out once, and freed by whoever took it."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], roles: dict[str, str], decoder: DecoderConfig) -> None:
+        self.folder = folder
+        self.parameters = parameter_count(decoder, roles)
+        self._roles = roles
+        self._shapes = expected_shapes(decoder)
+        self._quantization = _quantization(config)
+        self._tensors: dict[str, mx.array] = {}
+        self._taken: list[mx.array] = []
+        for shard in shards(folder):
+            open_safetensors(shard)  # refuses a damaged header before MLX maps it
+            loaded = mx.load(str(shard))
+            assert isinstance(loaded, dict)
+            self._tensors.update(loaded)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The number format of the checkpoint: its embedding's, or its embedding scales' where that is packed."""
+        name = self._roles["embed"]
+        tensor = self._tensors.get(f"{name}.scales", self._tensors.get(f"{name}.weight"))
+        return tensor.dtype if tensor is not None and tensor.dtype in FLOATS else mx.float32
+
+    def has(self, role: str) -> bool:
+        return role in self._roles
+
+    def weight(self, role: str, dtype: mx.Dtype, expand: bool) -> Weight:
+        """A role's weight in `dtype`; a packed one stays packed unless `expand`."""
+        name, shape = self._roles[role], self._shapes[role]
+        if f"{name}.scales" in self._tensors:
+            affine = self._affine(name, shape, dtype)
+            return self._take(affine.expand(dtype)) if expand else affine
+        return self._take(self._tensor(f"{name}.weight", shape).astype(dtype))
+
+    def bias(self, role: str) -> mx.array:
+        return self._take(self._tensor(f"{self._roles[role]}.bias", self._shapes[role][:1]))
+
+    def bare(self, role: str) -> mx.array:
+        """A tensor that is stored under the role's name itself, without `.weight`."""
+        return self._take(self._tensor(self._roles[role], self._shapes[role]))
+
+    def taken(self) -> list[mx.array]:
+        """What was handed out since the last call, to be evaluated together."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def _take(self, array: mx.array) -> mx.array:
+        self._taken.append(array)
+        return array
+
+    def _tensor(self, name: str, shape: Shape) -> mx.array:
+        tensor = self._pop(name)
+        if tensor.dtype not in FLOATS:
+            raise WeightsError(f"{name} in {self.folder} is {tensor.dtype}; a floating-point tensor is expected.")
+        if tensor.shape != shape:
+            raise WeightsError(f"{name} in {self.folder} has shape {tensor.shape}; its config.json asks for {shape}.")
+        return tensor
+
+    def _affine(self, name: str, shape: Shape, dtype: mx.Dtype) -> Affine:
+        group_size, bits = self._layout(name)
+        weight, scales, biases = (self._pop(f"{name}.{part}") for part in ("weight", "scales", "biases"))
+        packed, groups = (shape[0], shape[1] * bits // 32), (shape[0], shape[1] // group_size)
+        if weight.shape != packed or scales.shape != groups or biases.shape != groups or weight.dtype != mx.uint32:
+            raise WeightsError(
+                f"{name} in {self.folder} is not a {bits}-bit tensor of shape {shape} in groups of {group_size}, "
+                "as its config.json says."
+            )
+        return Affine(
+            self._take(weight), self._take(scales.astype(dtype)), self._take(biases.astype(dtype)), group_size, bits
+        )
+
+    def _layout(self, name: str) -> tuple[int, int]:
+        own = self._quantization.get(name)
+        settings = own if isinstance(own, dict) else self._quantization
+        if settings.get("mode", "affine") != "affine":
+            raise UnsupportedModelError(
+                f"{name} is quantised in mode {settings['mode']!r}; Russet reads MLX's affine mode."
+            )
+        try:
+            return int(settings["group_size"]), int(settings["bits"])
+        except KeyError:
+            raise CheckpointError(
+                f"config.json of {self.folder} does not say group_size and bits, though {name} is quantised."
+            ) from None
+
+    def _pop(self, name: str) -> mx.array:
+        try:
+            return self._tensors.pop(name)
+        except KeyError:
+            raise WeightsError(
+                f"{self.folder} has no tensor {name}, which its config.json asks for; convert the checkpoint again."
+            ) from None
+
+
+def _quantization(config: dict[str, Any]) -> dict[str, Any]:
+    settings = config.get("quantization") or {}
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if not settings and method:
+        raise UnsupportedModelError(
+            f"config.json asks for {method!r} quantisation; convert the 16-bit checkpoint, or one in MLX's affine layout."
+        )
+    return settings
