@@ -143,8 +143,7 @@ class _Builder:
         return self.weights.bare(role)
 
     def _norm(self, role: str) -> Norm:
-        weight = self.weights.weight(role, self.dtype, expand=True)
-        assert isinstance(weight, mx.array)
+        weight = self.weights.dense(role, self.dtype)
         if self.config.unit_offset_norm:
             weight = (weight.astype(mx.float32) + 1).astype(self.dtype)
         return rms_norm(weight, self.config.norm_eps)

@@ -28,8 +28,7 @@ class Weights:
         self._quantization = _quantization(config)
         self._tensors: dict[str, mx.array] = {}
         self._taken: list[mx.array] = []
-        for shard in shards(folder):
-            open_safetensors(shard)  # refuses a damaged header before MLX maps it
+        for shard in check_shards(folder):
             loaded = mx.load(str(shard))
             assert isinstance(loaded, dict)
             self._tensors.update(loaded)
@@ -50,7 +49,11 @@ class Weights:
         if f"{name}.scales" in self._tensors:
             affine = self._affine(name, shape, dtype)
             return self._take(affine.expand(dtype)) if expand else affine
-        return self._take(self._tensor(f"{name}.weight", shape).astype(dtype))
+        return self.dense(role, dtype)
+
+    def dense(self, role: str, dtype: mx.Dtype) -> mx.array:
+        """A role's weight where a packed one makes no sense, such as a norm's."""
+        return self._take(self._tensor(f"{self._roles[role]}.weight", self._shapes[role]).astype(dtype))
 
     def bias(self, role: str) -> mx.array:
         return self._take(self._tensor(f"{self._roles[role]}.bias", self._shapes[role][:1]))
@@ -117,6 +120,14 @@ def _quantization(config: dict[str, Any]) -> dict[str, Any]:
     method = (config.get("quantization_config") or {}).get("quant_method")
     if not settings and method:
         raise UnsupportedModelError(
-            f"config.json asks for {method!r} quantisation; convert the 16-bit checkpoint, or one in MLX's affine layout."
+            f"config.json asks for {method!r} quantisation, which Russet does not read; convert the 16-bit checkpoint."
         )
     return settings
+
+
+def check_shards(folder: Path) -> list[Path]:
+    """The folder's weight files, after reading every header: a damaged one is refused before MLX maps it."""
+    files = shards(folder)
+    for file in files:
+        open_safetensors(file)
+    return files

@@ -1,1 +1,59 @@
-"""Russet: on-device language models on Apple silicon, with the shortest honest wait for the first token."""
+"""Russet: on-device language models on Apple silicon, with the shortest honest wait for the first token.
+
+    import russet
+    model = russet.load("smollm2-135m")
+    print(model.generate("Why is the sky blue?", max_tokens=80).text)
+
+Names are resolved on first use, so that `import russet` itself loads neither MLX nor a model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model, load
+    from russet.engine.errors import RussetError
+    from russet.engine.options import GenerationOptions
+    from russet.engine.reply import Piece, Reply
+    from russet.engine.session import Session
+    from russet.engine.timing import Timings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "russet.engine.api",
+    "Model": "russet.engine.api",
+    "Session": "russet.engine.session",
+    "GenerationOptions": "russet.engine.options",
+    "Reply": "russet.engine.reply",
+    "Piece": "russet.engine.reply",
+    "Timings": "russet.engine.timing",
+    "RussetError": "russet.engine.errors",
+}
+
+__all__ = [
+    "GenerationOptions",
+    "Model",
+    "Piece",
+    "Reply",
+    "RussetError",
+    "Session",
+    "Timings",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'russet' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,163 @@
+"""The Python API: load a model, then generate, stream, or hold a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from russet.engine.chat_template import ChatTemplate
+from russet.engine.decode import Step
+from russet.engine.device import wire_memory
+from russet.engine.errors import ChatTemplateError, EmptyPromptError, InvalidOptionError
+from russet.engine.generation import Run, check_prompt, generate
+from russet.engine.options import GenerationOptions
+from russet.engine.prefill.base import Extendable, Prefill
+from russet.engine.prefill.exact import Exact
+from russet.engine.progress import Progress
+from russet.engine.reply import Piece, Reply
+from russet.engine.session import Session
+from russet.engine.timing import Stopwatch, now
+from russet.engine.tokenizer import Tokenizer, load_tokenizer
+from russet.models.card import describe
+from russet.models.config import DecoderConfig
+from russet.models.download import resolve
+from russet.models.opening import open_decoder
+
+Message = dict[str, str]
+Prompt = str | Sequence[Message] | Sequence[int]
+"""One user turn, a conversation, or token ids."""
+
+
+def load(
+    name: str | Path, *, dtype: str | None = None, kv_bits: int | None = None, progress: Progress | None = None
+) -> Model:
+    """Load a model by catalog name, folder, GGUF file or hub repository; it is fetched and converted if need be.
+
+    `dtype` ("float16", "bfloat16", "float32") is what it computes in; unless given, float32 on a CPU and the
+    checkpoint's own on a GPU. `kv_bits` 8 stores the KV cache as int8, which halves it and is lossy. Raises
+    `RussetError` subclasses.
+    """
+    if kv_bits not in (None, 8, 16):
+        raise InvalidOptionError(f"kv_bits is {kv_bits!r}; it must be 8 or 16.")
+    folder = resolve(str(name), progress=progress)
+    started = now()
+    decoder, config, max_positions = open_decoder(folder, dtype)
+    tokenizer = load_tokenizer(folder, config.eos_token_ids if isinstance(config, DecoderConfig) else ())
+    wire_memory()
+    return Model(str(name), folder, decoder, config, tokenizer, max_positions, kv_bits or 16, now() - started)
+
+
+class Model:
+    """A loaded model with its tokenizer and chat template.
+
+    `config` is None where mlx-lm's implementation serves; `card` is a paragraph that says what was loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        decoder: Extendable,
+        config: DecoderConfig | None,
+        tokenizer: Tokenizer,
+        max_positions: int,
+        kv_bits: int,
+        load_s: float,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.decoder = decoder
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate.load(path, tokenizer)
+        self.max_positions = max_positions
+        self.vocab_size = config.vocab_size if config else tokenizer.vocab_size
+        self.kv_bits = kv_bits
+        self.load_s = load_s
+
+    @property
+    def card(self) -> str:
+        return describe(self)
+
+    def generate(self, prompt: Prompt, *, raw: bool = False, system: str | None = None, **settings: Any) -> Reply:
+        """The whole reply to a prompt; takes what `stream` takes."""
+        for piece in self.stream(prompt, raw=raw, system=system, **settings):
+            if piece.reply is not None:
+                return piece.reply
+        raise AssertionError("a stream ends with its reply")
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        options: GenerationOptions | None = None,
+        prefill: Prefill | None = None,
+        **overrides: Any,
+    ) -> Iterator[Piece]:
+        """Pieces of the reply as they come; the last one carries the `Reply`.
+
+        A string is one user turn through the model's chat template if it has one, or with `raw` a text to continue.
+        `overrides` are fields of `GenerationOptions` (max_tokens, temperature, seed, ...). The prompt is checked here,
+        before the first piece is asked for.
+        """
+        watch = Stopwatch()
+        chosen = merge_options(options, overrides)
+        tokens = self.encode(prompt, raw=raw, system=system)
+        check_prompt(tokens, self.max_positions)
+        watch.tokenised()
+        cache = self.decoder.new_cache(self.kv_bits)
+        return generate(self, tokens, chosen, prefill or Exact(), watch, cache, Run())
+
+    def session(
+        self, system: str | None = None, *, options: GenerationOptions | None = None, **overrides: Any
+    ) -> Session:
+        """A conversation that keeps its KV cache between turns."""
+        return Session(self, system, merge_options(options, overrides))
+
+    def load_session(self, path: str | Path) -> Session:
+        """A conversation that `Session.save` wrote, cache included; `SessionFileError` if it is another model's."""
+        return Session.load(self, Path(path))
+
+    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
+        """Token ids of a prompt, as `stream` would feed them to the model."""
+        if not isinstance(prompt, str):
+            if prompt and isinstance(prompt[0], dict):
+                return self.encode_chat([dict(message) for message in prompt])  # type: ignore[arg-type]
+            return [int(token) for token in prompt]  # type: ignore[arg-type]
+        if not prompt.strip():
+            raise EmptyPromptError("The prompt is empty; write something for the model to answer.")
+        if raw or (self.template is None and system is None):
+            return self.tokenizer.encode_prompt(prompt)
+        opening = [{"role": "system", "content": system}] if system else []
+        return self.encode_chat([*opening, {"role": "user", "content": prompt}])
+
+    def encode_chat(self, messages: list[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant is to speak."""
+        if self.template is None:
+            raise ChatTemplateError(f"{self.name} has no chat template, so it can only continue text; use raw prompts.")
+        return self.tokenizer.encode(self.template.render(messages))
+
+    def step(self, cache: Any) -> Step:
+        """The decoder as the token loop wants it: one token in, logits of the next one out."""
+
+        def step(token: mx.array) -> mx.array:
+            logits = self.decoder.extend(token, cache)
+            assert logits is not None
+            return logits[:, -1]
+
+        return step
+
+
+def merge_options(options: GenerationOptions | None, overrides: dict[str, Any]) -> GenerationOptions:
+    """`options` with single fields replaced; `InvalidOptionError` names one that does not exist."""
+    known = GenerationOptions.__dataclass_fields__
+    for name in overrides:
+        if name not in known:
+            raise InvalidOptionError(f"There is no option {name!r}; there are {', '.join(known)}.")
+    return replace(options or GenerationOptions(), **overrides)

@@ -1,0 +1,109 @@
+"""One reply: prefill, token loop, text and stop strings put together, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from russet.engine.decode import decode
+from russet.engine.detokenizer import StreamDetokenizer
+from russet.engine.errors import EmptyPromptError, PromptTooLongError
+from russet.engine.options import GenerationOptions
+from russet.engine.prefill.base import Prefill, Prefilled
+from russet.engine.reply import FinishReason, Piece, Reply
+from russet.engine.sampling import make_sampler
+from russet.engine.stop import StopMatcher
+from russet.engine.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model
+
+
+@dataclass
+class Run:
+    """A reply in the making; whoever started it can read how far it came, also after stopping it early."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+
+
+def check_prompt(tokens: Sequence[int], max_positions: int) -> None:
+    """Refuse an empty prompt, and one that leaves no room in the context for a single new token."""
+    if not tokens:
+        raise EmptyPromptError("The prompt is empty; give at least one token to continue from.")
+    if len(tokens) >= max_positions:
+        raise PromptTooLongError(
+            f"The prompt is {len(tokens)} tokens long and the model's context holds {max_positions}, one of which the "
+            "reply needs; shorten the prompt."
+        )
+
+
+def generate(
+    model: Model,
+    tokens: Sequence[int],
+    options: GenerationOptions,
+    prefill: Prefill,
+    watch: Stopwatch,
+    cache: Any,
+    run: Run,
+) -> Iterator[Piece]:
+    """Continue `tokens`; the cache holds a prefix of them already, shorter than the whole.
+
+    Pieces come as soon as their text is certain; the last one carries the `Reply`.
+    """
+    mx.reset_peak_memory()
+    sample = make_sampler(options, tokens, model.vocab_size)
+    cached = cache.next_position
+    limit = min(options.max_tokens or model.max_positions, model.max_positions - len(tokens))
+    cache.reserve(min(len(tokens) + limit, len(tokens) + RESERVED_TOKENS))
+    prefilled = prefill(model.decoder, tokens[cached:], cache)
+
+    finish: FinishReason = "length"
+    text = StreamDetokenizer(model.tokenizer)
+    stops = StopMatcher(options.stop)
+    for token in decode(model.step(cache), prefilled.logits, sample, limit):
+        watch.token()
+        if token in model.tokenizer.eos_ids:
+            finish = "stop"
+            break
+        run.tokens.append(token)
+        piece = stops.feed(text.add(token))
+        if piece:
+            watch.text()
+            run.text += piece
+            yield Piece(piece, token)
+        if stops.stopped:
+            finish = "stop"
+            break
+    rest = "" if stops.stopped else stops.feed(text.finish()) + stops.finish()
+    run.text += rest
+    yield Piece(rest, None, _reply(model, run, tokens, finish, prefilled, watch, cache, cached))
+
+
+RESERVED_TOKENS = 256
+"""Cache rows set aside for the reply at the start; longer replies grow the cache in steps."""
+
+
+def _reply(
+    model: Model,
+    run: Run,
+    prompt: Sequence[int],
+    finish: FinishReason,
+    prefilled: Prefilled,
+    watch: Stopwatch,
+    cache: Any,
+    cached: int,
+) -> Reply:
+    return Reply(
+        text=run.text,
+        tokens=run.tokens,
+        prompt_tokens=len(prompt),
+        finish_reason=finish,
+        exact=prefilled.exact and cache.kv_bits == 16,
+        strategy=prefilled.strategy,
+        timings=watch.timings(model.load_s, len(prompt), cached),
+        peak_memory_bytes=mx.get_peak_memory(),
+    )

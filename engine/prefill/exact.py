@@ -1,0 +1,35 @@
+"""Exact prefill: every token through every layer that a later token reads, in chunks that bound activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from russet.engine.device import prefill_chunk
+from russet.engine.prefill.base import Extendable, Prefilled
+
+
+class Exact:
+    """Chunk by chunk; logits are computed for the prompt's last token and for nothing else.
+
+    Of the other chunks only keys and values are evaluated: the last writing layer's attention and FFN, and all layers
+    that share its rows, are not computed for them.
+    """
+
+    name = "exact"
+    exact = True
+
+    def __init__(self, chunk: int | None = None) -> None:
+        self.chunk = chunk or prefill_chunk()
+
+    def __call__(self, decoder: Extendable, tokens: Sequence[int], cache: Any) -> Prefilled:
+        prompt = mx.array(list(tokens))[None]
+        last_start = (len(tokens) - 1) // self.chunk * self.chunk
+        for start in range(0, last_start, self.chunk):
+            decoder.extend(prompt[:, start : start + self.chunk], cache, logits=0)
+            mx.eval(cache.arrays())
+        logits = decoder.extend(prompt[:, last_start:], cache, logits=1)
+        assert logits is not None
+        return Prefilled(logits[:, -1], exact=True, strategy=self.name, computed_tokens=len(tokens))

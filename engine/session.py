@@ -1,0 +1,114 @@
+"""A conversation: messages, the tokens whose rows are in the KV cache, and turns that prefill only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from russet.engine import session_file
+from russet.engine.errors import EmptyPromptError, InvalidOptionError
+from russet.engine.generation import Run, check_prompt, generate
+from russet.engine.options import GenerationOptions
+from russet.engine.prefill.exact import Exact
+from russet.engine.reply import Piece, Reply
+from russet.engine.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model
+
+
+class Session:
+    """A conversation with one model; `messages` holds what was said, the system message included."""
+
+    def __init__(self, model: Model, system: str | None, options: GenerationOptions) -> None:
+        self.model = model
+        self.options = options
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self.cache: Any = model.decoder.new_cache(model.kv_bits)
+        self.cached: list[int] = []
+        """The tokens whose rows the cache holds, in order."""
+
+    @property
+    def system(self) -> str | None:
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
+
+    @property
+    def cached_tokens(self) -> int:
+        return len(self.cached)
+
+    def respond(self, text: str, **overrides: Any) -> Reply:
+        """Say something and wait for the whole reply; `overrides` as in `Model.stream`."""
+        for piece in self.stream(text, **overrides):
+            if piece.reply is not None:
+                return piece.reply
+        raise AssertionError("a stream ends with its reply")
+
+    def stream(self, text: str, **overrides: Any) -> Iterator[Piece]:
+        """Say something and take the reply piece by piece.
+
+        Nothing changes if the prompt is refused. Closing the iterator early keeps what was said so far.
+        """
+        if not text.strip():
+            raise EmptyPromptError("The message is empty; write something for the model to answer.")
+        return self._turn([*self.messages, {"role": "user", "content": text}], overrides)
+
+    def regenerate(self, **overrides: Any) -> Iterator[Piece]:
+        """Answer the last user message anew, in place of the last reply."""
+        last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
+        if last is None:
+            raise InvalidOptionError("There is no message to answer again yet; say something first.")
+        return self._turn(self.messages[: last + 1], overrides)
+
+    def clear(self, system: str | None = None) -> None:
+        """Forget the conversation; a new system message may be given, otherwise the present one stays."""
+        system = self.system if system is None else system
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def save(self, path: str | Path) -> None:
+        """Write messages and cache to one file, atomically; `Model.load_session` goes on from it."""
+        session_file.save(self, Path(path))
+
+    @classmethod
+    def load(cls, model: Model, path: Path) -> Session:
+        return session_file.load(cls, model, path)
+
+    def _turn(self, messages: list[dict[str, str]], overrides: dict[str, Any]) -> Iterator[Piece]:
+        from russet.engine.api import merge_options
+
+        watch = Stopwatch()
+        options = merge_options(self.options, overrides)
+        tokens = self.model.encode_chat(messages)
+        check_prompt(tokens, self.model.max_positions)
+        watch.tokenised()
+        return self._speak(messages, tokens, options, watch)
+
+    def _speak(
+        self, messages: list[dict[str, str]], tokens: list[int], options: GenerationOptions, watch: Stopwatch
+    ) -> Iterator[Piece]:
+        self._rewind(tokens)
+        run = Run()
+        try:
+            yield from generate(self.model, tokens, options, Exact(), watch, self.cache, run)
+        finally:
+            # The loop may be one token ahead of what was handed out, and prefill may have been cut short.
+            said = [*tokens, *run.tokens]
+            held = min(self.cache.next_position, max(len(said) - 1, 0))
+            self.cached = said[:held] if self.cache.trim(held) else []
+            if not self.cached:
+                self.cache = self.model.decoder.new_cache(self.model.kv_bits)
+            if run.tokens:
+                messages.append({"role": "assistant", "content": run.text})
+            self.messages = messages
+
+    def _rewind(self, tokens: list[int]) -> None:
+        """Keep the cached rows of the longest common prefix; at least the last token is left to compute."""
+        common = 0
+        for ours, wanted in zip(self.cached, tokens[:-1], strict=False):
+            if ours != wanted:
+                break
+            common += 1
+        if self.cache.trim(common):
+            self.cached = self.cached[:common]
+        else:
+            self.cache, self.cached = self.model.decoder.new_cache(self.model.kv_bits), []

@@ -1,0 +1,106 @@
+"""A saved conversation: one safetensors file with the messages, the tokens and the rows of the KV cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from russet.converters.safetensors_file import open_safetensors
+from russet.converters.shards import shards
+from russet.engine.cache import KVCache
+from russet.engine.errors import CheckpointError, SessionFileError
+from russet.engine.options import GenerationOptions
+from russet.engine.storage import writing
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model
+    from russet.engine.session import Session
+
+FORMAT = "russet-session-1"
+
+
+def save(session: Session, path: Path) -> None:
+    """Write `session` to `path` through a temporary file beside it; raises `StorageError`."""
+    cache = session.cache
+    arrays: dict[str, mx.array] = {"tokens": mx.array(session.cached, dtype=mx.int32)}
+    first: dict[str, int] = {}
+    # Rows of a model that mlx-lm runs are not stored: loading computes them again.
+    if isinstance(cache, KVCache) and session.cached:
+        for layer, slot in cache.slots.items():
+            first[str(layer)] = slot.first
+            arrays.update({f"{layer}.{i}": rows for i, rows in enumerate(slot.rows.stored())})
+    metadata = {
+        "format": FORMAT,
+        "model": fingerprint(session.model.path),
+        "messages": json.dumps(session.messages),
+        "kv_bits": str(session.model.kv_bits),
+        "first": json.dumps(first),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
+    try:
+        with writing(path):
+            with temporary.open("wb") as file:
+                mx.save_safetensors(file, {name: mx.contiguous(a) for name, a in arrays.items()}, metadata)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(kind: type[Session], model: Model, path: Path) -> Session:
+    """The session in `path`; `SessionFileError` if it is damaged, missing, or was saved with another model."""
+    arrays, metadata = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise SessionFileError(f"{path} is not a conversation that Russet saved.")
+    if metadata["model"] != fingerprint(model.path):
+        raise SessionFileError(
+            f"{path} was saved with another model than {model.name}; load that model to go on with it."
+        )
+    session = kind(model, None, GenerationOptions())
+    session.messages = json.loads(metadata["messages"])
+    if metadata["kv_bits"] == str(model.kv_bits):
+        _restore(session, arrays, json.loads(metadata["first"]))
+    return session
+
+
+def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    if not path.is_file():
+        raise SessionFileError(f"There is no saved conversation {path}.")
+    try:
+        metadata = open_safetensors(path).metadata
+        with path.open("rb") as file:
+            arrays = mx.load(file, format="safetensors")
+    except (CheckpointError, OSError) as error:
+        raise SessionFileError(f"{path} is damaged or not a saved conversation ({error})") from None
+    assert isinstance(arrays, dict)
+    return arrays, metadata
+
+
+def _restore(session: Session, arrays: dict[str, mx.array], first: dict[str, int]) -> None:
+    cache = session.cache
+    if not first or not isinstance(cache, KVCache):
+        return
+    tokens = [int(token) for token in np.array(arrays["tokens"])]
+    for layer, slot in cache.slots.items():
+        slot.rows.load([arrays[f"{layer}.{i}"] for i in range(sum(n.startswith(f"{layer}.") for n in arrays))])
+        slot.restore(first[str(layer)])
+    cache.next_position = len(tokens)
+    session.cached = tokens
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells models apart: config, tensor headers, and the first 64 KiB of every shard's data."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for shard in shards(folder):
+        file = open_safetensors(shard)
+        start = min((info.offset for info in file.tensors.values()), default=0)
+        with shard.open("rb") as raw:
+            digest.update(raw.read(start + 65536))
+    return digest.hexdigest()
