@@ -51,6 +51,10 @@ class EmptyPromptError(RussetError):
     """There is nothing to answer."""
 
 
+class PromptEncodingError(RussetError):
+    """What was piped in as a prompt is not UTF-8 text."""
+
+
 class InvalidOptionError(RussetError):
     """An option has a value outside its range, or contradicts another one."""
 
