@@ -1,0 +1,188 @@
+"""What Russet runs on, finding by finding: versions, device, BLAS and its speed, cache, models, extras."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .paths import cache_root
+from .storage import readable_bytes
+
+# Distribution, and what it adds.
+_EXTRAS = (
+    ("mlx-lm", "architectures that Russet has no family for"),
+    ("coremltools", "Core ML conversion"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `value` is its JSON form, `problem` a sentence if Russet cannot work like this."""
+
+    key: str
+    text: str
+    value: Any
+    problem: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything in turn; a check that fails becomes a finding with a problem, and the others go on."""
+    return [_guarded(check) for check in _CHECKS]
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    key = check.__name__.strip("_")
+    try:
+        return check()
+    except Exception as error:  # whatever is broken on this machine is what the user wants to read
+        return Finding(key, "broken", None, f"The check of {key} failed ({type(error).__name__}: {error}).")
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    return Finding("python", f"{version} ({sys.executable})", {"version": version, "path": sys.executable})
+
+
+def _russet() -> Finding:
+    version = importlib.metadata.version("russet")
+    return Finding("russet", version, version)
+
+
+def _mlx() -> Finding:
+    import mlx.core as mx
+
+    version = importlib.metadata.version("mlx")
+    if mx.array([1, 2]).sum().item() != 3:
+        return Finding("mlx", version, version, f"MLX {version} adds 1 and 2 wrongly: install it again.")
+    return Finding("mlx", version, version)
+
+
+def _device() -> Finding:
+    from .device import memory_bytes, on_gpu
+
+    gpu, name, memory = on_gpu(), _device_name(), memory_bytes()
+    cores = _gpu_cores() if gpu else os.cpu_count()
+    value = {"kind": "gpu" if gpu else "cpu", "name": name, "cores": cores, "memory_bytes": memory}
+    kind = "GPU" if gpu else "CPU"
+    count = f", {cores} cores" if cores else ""
+    return Finding("device", f"{kind}: {name}{count}, {readable_bytes(memory)} for models", value)
+
+
+def _dtype() -> Finding:
+    from .device import on_gpu
+
+    name = "as stored" if on_gpu() else "float32"
+    return Finding("dtype", name, name)
+
+
+def _blas() -> Finding:
+    from .blas import use_fast_blas
+
+    info = use_fast_blas()
+    gflops, bandwidth = cpu_speed()
+    text = f"{info.name}: {gflops:.0f} GFLOP/s in matrix products, {bandwidth:.0f} GB/s in matrix-vector products"
+    value = {
+        "name": info.name,
+        "path": str(info.path) if info.path else None,
+        "reason": info.reason,
+        "matmul_gflops": round(gflops, 1),
+        "matvec_gbps": round(bandwidth, 1),
+    }
+    return Finding("blas", f"{text} ({info.reason})" if info.reason else text, value)
+
+
+def _cache() -> Finding:
+    root = cache_root()
+    # Looked at, not tried out: a diagnosis leaves no folders behind.
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    free = shutil.disk_usage(nearest).free
+    value = {"path": str(root), "writable": writable, "free_bytes": free}
+    if not writable:
+        problem = f"{nearest} cannot be written: mend that, or set RUSSET_CACHE to a folder that can."
+        return Finding("cache", f"{root}, not writable", value, problem)
+    return Finding("cache", f"{root}, {readable_bytes(free)} free", value)
+
+
+def _models() -> Finding:
+    from russet.models.cached import cached_models
+
+    models = cached_models()
+    text = ", ".join(f"{model.name} ({readable_bytes(model.nbytes)})" for model in models)
+    return Finding("models", text or "none yet", [model.name for model in models])
+
+
+def _extras() -> Finding:
+    found = {name: _version(name) for name, _ in _EXTRAS}
+    text = ", ".join(f"{name} {found[name] or 'absent'} ({purpose})" for name, purpose in _EXTRAS)
+    return Finding("extras", text, found)
+
+
+_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _cache, _models, _extras)
+
+
+def cpu_speed() -> tuple[float, float]:
+    """Return what MLX reaches on the CPU in float32: GFLOP/s multiplying 1024², GB/s of 113 MB times a vector."""
+    import mlx.core as mx
+
+    with mx.stream(mx.cpu):
+        square = mx.random.normal((1024, 1024))
+        tall, row = mx.random.normal((49152, 576)), mx.random.normal((1, 576))
+        mx.eval(square, tall, row)
+        matmul_s = _seconds(lambda: mx.eval(square @ square))
+        matvec_s = _seconds(lambda: mx.eval(row @ tall.T))
+    return 2 * 1024**3 / matmul_s / 1e9, tall.nbytes / matvec_s / 1e9
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """Return the shortest of five runs after one that does not count: other programs can only lengthen it."""
+    work()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _device_name() -> str:
+    import mlx.core as mx
+
+    from .device import on_gpu
+
+    if on_gpu():
+        return str(mx.device_info().get("device_name", "unknown"))
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return next(models, platform.machine())
+
+
+def _gpu_cores() -> int | None:
+    """Return the number of GPU cores of a Mac; None where the system does not tell."""
+    if sys.platform != "darwin":
+        return None
+    displays = json.loads(_output("system_profiler", "-json", "SPDisplaysDataType"))["SPDisplaysDataType"]
+    return next((int(display["sppci_cores"]) for display in displays if "sppci_cores" in display), None)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

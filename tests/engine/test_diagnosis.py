@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from russet.engine import diagnosis
+from russet.engine.cli.doctor import command
+from russet.engine.diagnosis import cpu_speed, diagnose
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(diagnosis, "cpu_speed", lambda: (123.4, 5.6))
+
+
+def values() -> dict:
+    return {finding.key: finding.value for finding in diagnose()}
+
+
+def test_a_sound_machine_has_no_problems(tmp_path):
+    assert [finding.problem for finding in diagnose() if finding.problem] == []
+    found = values()
+    assert list(found) == ["python", "russet", "mlx", "device", "dtype", "blas", "cache", "models", "extras"]
+    assert found["blas"]["matmul_gflops"] == 123.4
+    assert found["cache"] | {"free_bytes": 0} == {"path": str(tmp_path / "cache"), "writable": True, "free_bytes": 0}
+    assert found["models"] == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_speed_is_measured():
+    assert all(speed > 0 for speed in cpu_speed())
+
+
+def test_json_holds_every_finding():
+    run = CliRunner().invoke(command, ["--json"])
+    assert run.exit_code == 0
+    report = json.loads(run.stdout)
+    assert report["problems"] == []
+    assert report["device"]["kind"] in ("cpu", "gpu")
+
+
+def test_other_programs_get_a_line_a_finding():
+    run = CliRunner().invoke(command)
+    assert run.exit_code == 0
+    fields = [line.split("\t") for line in run.stdout.splitlines()]
+    assert [len(field) for field in fields] == [2] * 9
+    assert "123 GFLOP/s in matrix products, 6 GB/s" in dict(fields)["blas"]
+
+
+def test_an_unwritable_cache_is_a_problem(tmp_path):
+    (tmp_path / "cache").write_text("not a folder")
+    run = CliRunner().invoke(command)
+    assert run.exit_code == 1
+    assert run.stderr == (
+        f"russet: {tmp_path / 'cache'} cannot be written: mend that, or set RUSSET_CACHE to a folder that can.\n"
+    )
+
+
+def test_a_broken_part_does_not_hide_the_others(monkeypatch):
+    def _mlx():
+        raise ImportError("libmlx.so: cannot open shared object file")
+
+    monkeypatch.setattr(diagnosis, "_CHECKS", (_mlx, diagnosis._extras))
+    run = CliRunner().invoke(command, ["--json"])
+    assert run.exit_code == 1
+    report = json.loads(run.stdout)
+    assert report["problems"] == ["The check of mlx failed (ImportError: libmlx.so: cannot open shared object file)."]
+    assert "mlx-lm" in report["extras"]
