@@ -164,7 +164,7 @@ def test_no_room_for_the_converted_model_is_told_before_converting(index, monkey
 
 def test_a_cache_that_cannot_be_written_is_told(index, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match="cannot be written .*RUSSET_CACHE"):
+    with pytest.raises(StorageError, match=r"cannot be written .*RUSSET_CACHE"):
         obtain("tiny")
     assert index.requests == []
 
