@@ -97,8 +97,8 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         segment, index, part = layer.groups()
         prefix = f"model.{'layers' if segment == '0' else 'kv_reuse_layers'}.{index}"
         if scale := _RANGE.fullmatch(part):
-            low, high = tensor.tolist()
-            tensors[f"{prefix}.self_attn.quant_{scale[1]}_scale"] = np.array(max(low / -128, high / 127), np.float32)
+            step = torch.max(tensor * torch.tensor([1 / -128, 1 / 127]))  # in float32, as tamm computes it
+            tensors[f"{prefix}.self_attn.quant_{scale[1]}_scale"] = step.numpy()
         elif not part.endswith(".num_samples"):
             stem, _, kind = part.rpartition(".")
             tensors[f"{prefix}.{AFM7_NAMES[stem]}.{kind}"] = tensor.numpy()
