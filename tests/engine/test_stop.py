@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from russet.engine.errors import InvalidOptionError
@@ -22,9 +22,12 @@ def expected(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-@given(text=LETTERS, stops=STOPS, data=st.data())
-def test_any_split_shows_the_text_before_the_first_stop(text, stops, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+@given(text=LETTERS, stops=STOPS, cuts=st.lists(st.integers(0, 24), max_size=6))
+@example(text="aaab", stops=["aab"], cuts=[2, 3])
+@example(text="abaabaab", stops=["abaab"], cuts=[])
+@example(text="babab", stops=["abb", "bab", "ab"], cuts=[1])
+def test_any_split_shows_the_text_before_the_first_stop(text, stops, cuts):
+    cuts = sorted(min(cut, len(text)) for cut in cuts)
     chunks = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     matcher = StopMatcher(stops)
     shown = "".join(map(matcher.feed, chunks)) + matcher.finish()

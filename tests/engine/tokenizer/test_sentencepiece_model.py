@@ -61,6 +61,13 @@ def test_control_pieces_are_special_tokens(tokenizer):
     assert tokenizer.decode(ids, skip_special=False) == "a b</s>a b"
 
 
+def test_a_special_token_ends_an_incomplete_character(tokenizer, sentencepiece_bytes):
+    reference = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_bytes)
+    first, second, third = (tokenizer.token_id(f"<0x{byte:02X}>") for byte in "日".encode())
+    ids = [first, second, tokenizer.token_id("</s>"), third]
+    assert tokenizer.decode(ids) == reference.decode(ids) == "\ufffd" * 3
+
+
 def test_legacy_puts_a_space_before_every_segment(folder, sentencepiece_bytes, tokenizer):
     config = {"legacy": True}
     legacy = load_tokenizer(folder(tokenizer__model=sentencepiece_bytes, tokenizer_config__json=config))
@@ -96,6 +103,14 @@ def test_added_tokens_of_the_settings(folder, sentencepiece_bytes):
     assert tokenizer.decode(ids) == "ab<tool>", "the special one is left out, the other is not"
     assert tokenizer.encode("<tool>", special=False) == [pieces]
     assert tokenizer.decode([pieces + 2, -1, pieces]) == "<tool>", "unknown ids add nothing"
+
+
+def test_added_tokens_take_white_space_and_the_longest_wins(folder, sentencepiece_bytes):
+    tokens = {"400": {"content": "<|x|>", "lstrip": True}, "401": {"content": "<|x|><|y|>"}}
+    config = {"added_tokens_decoder": tokens}
+    tokenizer = load_tokenizer(folder(tokenizer__model=sentencepiece_bytes, tokenizer_config__json=config))
+    assert tokenizer.encode("a \n<|x|>") == [*tokenizer.encode("a"), 400]
+    assert tokenizer.encode("<|x|><|y|>") == [401]
 
 
 def test_apple_foundation_models(folder, sentencepiece_bytes):
