@@ -113,9 +113,11 @@ def _read(path: Path) -> sentencepiece.SentencePieceProcessor:
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(path.read_bytes())
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read ({error.strerror}); check the file's permissions.") from error
+    except RuntimeError as error:  # its text names only a line of the library's source
         raise TokenizerError(
-            f"{path} is not a SentencePiece model ({error}); fetch the file again, or give a tokenizer.json instead."
+            f"{path} is not a SentencePiece model; fetch the file again, or give a tokenizer.json instead."
         ) from error
     return model
 

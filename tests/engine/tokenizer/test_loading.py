@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_a_tokenizer_without_an_end_is_reported(folder, byte_level, caplog):
 def test_missing_and_damaged_files(folder, files, message):
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(folder(**files))
+
+
+def test_a_model_file_that_cannot_be_read(folder, sentencepiece_bytes, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    path = folder(tokenizer__model=sentencepiece_bytes)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(TokenizerError, match=r"tokenizer.model cannot be read \(Permission denied\)"):
+        load_tokenizer(path)
 
 
 def test_a_model_file_cut_short(folder, sentencepiece_bytes):
