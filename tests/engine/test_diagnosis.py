@@ -52,6 +52,7 @@ def test_other_programs_get_a_line_a_finding():
 
 def test_an_unwritable_cache_is_a_problem(tmp_path):
     (tmp_path / "cache").write_text("not a folder")
+    (tmp_path / "cache").chmod(0o755)
     run = CliRunner().invoke(command)
     assert run.exit_code == 1
     assert run.stderr == (

@@ -17,7 +17,7 @@ def tools(tmp_path) -> Path:
     """A folder of commands to be the whole PATH: no Python, no uv, Linux x86-64 with glibc."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("sh", "make", "grep", "rm", "touch"):
+    for name in ("sh", "make", "grep", "rm", "touch", "mkdir"):
         (folder / name).symlink_to(str(shutil.which(name)))
     script(folder / "uname", "case $1 in -s) echo Linux ;; *) echo x86_64 ;; esac")
     script(folder / "ldd", "echo GLIBC 2.36")
@@ -49,7 +49,7 @@ def run(tools: Path, *command: str | Path, **environment: str) -> subprocess.Com
         ("ldd", "echo musl libc >&2; exit 1", "this Linux has musl"),
         ("python3", "exit 1", "Python 3.11 or later is missing"),
         ("python3.12", '[ "$2" != "import ensurepip, venv" ]', "apt install python3-venv"),
-        ("python3.12", '[ "$1" != -m ]', "could not make the virtual environment"),
+        ("python3.12", '[ "$1" = -c ] || { mkdir "$3"; exit 1; }', "could not make the virtual environment"),
     ],
 )
 def test_what_is_missing_is_told_in_a_sentence(tools, tmp_path, command, body, told):
