@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from russet.converters.convert import convert
+from russet.models.families import FAMILIES
 from russet.models.loading import load_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -110,7 +112,16 @@ def test_the_comparison_notices_a_changed_option(name: str, change: dict[str, An
 
 
 def test_goldens_cover_every_family() -> None:
-    from russet.models.families import FAMILIES
-
     covered = {json.loads((folder / "config.json").read_text())["model_type"] for folder in FOLDERS}
     assert covered == set(FAMILIES)
+
+
+def test_a_converted_tamm_state_dict_equals_tamm(tmp_path: Path) -> None:
+    source, folder = GOLDEN / "afm", tmp_path / "afm"
+    convert(source / "tamm.safetensors", folder)
+    converted, golden = mx.load(str(folder / "model.safetensors")), mx.load(str(source / "model.safetensors"))
+    assert isinstance(converted, dict) and isinstance(golden, dict)
+    assert converted.keys() == golden.keys()
+    assert all(np.array_equal(converted[name], golden[name]) for name in golden)
+    shutil.copy(source / "expected.safetensors", folder)
+    assert difference(folder, step=32) < TOLERANCE
