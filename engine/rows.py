@@ -38,16 +38,16 @@ class Rows(ABC):
         if end > self._capacity:
             self._grow(end)
         for i, new in enumerate(self.encode(keys, values)):
-            self.buffers[i][..., self.length : end, :] = new
+            self.buffers[i][:, :, self.length : end] = new
         self.length = end
 
     def read(self, start: int) -> tuple[mx.array, mx.array]:
         """Keys and values of the rows from `start` on."""
-        return self.decode([buffer[..., start : self.length, :] for buffer in self.buffers])
+        return self.decode([buffer[:, :, start : self.length] for buffer in self.buffers])
 
     def stored(self) -> list[mx.array]:
         """The rows in use, as stored."""
-        return [buffer[..., : self.length, :] for buffer in self.buffers]
+        return [buffer[:, :, : self.length] for buffer in self.buffers]
 
     def load(self, stored: list[mx.array]) -> None:
         """Replace everything by rows that `stored` of an equal storage gave."""
@@ -65,7 +65,7 @@ class Rows(ABC):
 
     def drop(self, count: int) -> None:
         """Forget the first `count` rows."""
-        self.buffers = [buffer[..., count:, :] for buffer in self.buffers]
+        self.buffers = [buffer[:, :, count:] for buffer in self.buffers]
         self._capacity -= count
         self.length -= count
 

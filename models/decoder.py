@@ -99,7 +99,7 @@ class Block:
         batch, _, rows, _ = queries.shape
         keys, values, mask = cache.slot(self.index).read(positions, rows)
         mixed = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
-        return mixed.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+        return (mixed if rows == 1 else mixed.transpose(0, 2, 1, 3)).reshape(batch, rows, -1)
 
     @staticmethod
     def _add(h: mx.array, x: mx.array, linear: Linear, post_norm: Norm | None) -> mx.array:
@@ -179,6 +179,8 @@ class Decoder:
 def _heads(x: mx.array, heads: int) -> mx.array:
     """[batch, rows, heads * head_dim] -> [batch, heads, rows, head_dim]."""
     batch, rows, _ = x.shape
+    if rows == 1:
+        return x.reshape(batch, heads, 1, -1)
     return x.reshape(batch, rows, heads, -1).transpose(0, 2, 1, 3)
 
 
