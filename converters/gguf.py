@@ -63,10 +63,11 @@ def open_gguf(path: Path) -> Source:
         raise UnsupportedModelError(
             f"{path.name} is a {file.architecture!r} model; from GGUF Russet converts {', '.join(ARCHITECTURES)}."
         )
+    tokenizer = tokenizer_files(file)
     config = _config(file)
     tensors = tuple(_stock(file, tensor, config) for name, tensor in file.tensors.items() if name != ROPE_FACTORS)
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
-    files = {**tokenizer_files(file), "generation_config.json": json.dumps(generation, indent=2).encode()}
+    files = {**tokenizer, "generation_config.json": json.dumps(generation, indent=2).encode()}
     return Source("GGUF", config, tensors, files)
 
 

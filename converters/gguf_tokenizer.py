@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from russet.converters.gguf_file import GGUFFile
-from russet.engine.errors import CheckpointError, TokenizerError, UnsupportedModelError
+from russet.engine.errors import CheckpointError, RussetError, TokenizerError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,7 +56,7 @@ def tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
     vocabulary = _Vocabulary(file)
     try:
         tokenizer = builders[model](vocabulary)
-    except CheckpointError:
+    except RussetError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         raise TokenizerError(f"The tokenizer in {file.path.name} is damaged ({error}).") from error

@@ -195,7 +195,7 @@ class _Archive:
         array = np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides, writeable=False)
         if view.dtype == "float64":
             array = array.astype(np.float32)
-        result = mx.array(np.ascontiguousarray(array))
+        result = mx.array(np.asarray(array, order="C"))
         return result.view(mx.bfloat16) if view.dtype == "bfloat16" else result
 
     def _find_root(self) -> str:

@@ -93,7 +93,7 @@ def _compare(file: SafetensorsFile, tensor: Planned, sums: _Sums) -> None:
         value = cut(source).astype(mx.float32)
         written, allowed = _decoded(value, [cut(part) for part in parts], tensor)
         error = mx.abs(written - value)
-        if bool(mx.any(error > allowed)):
+        if not bool(mx.all(error <= allowed)):  # so that NaN fails as well
             raise WeightsError(
                 f"The tensor {tensor.source.name!r} reads back with an error of {_number(mx.max(error - allowed)):.3g} "
                 "beyond what its bits explain; the disk or Russet is at fault, convert again."
