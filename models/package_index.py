@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import html
+import importlib.util
 import json
 import os
 import re
@@ -147,10 +148,8 @@ def _pip_download(source: PackageSource, wheel: Path) -> None:
 
 def _pip() -> list[str]:
     """The command that runs pip; environments made by uv have none, but uv can run one."""
-    import importlib.util
-
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
-    if uvx := shutil.which("uvx"):
-        return [uvx, "--quiet", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "tool", "run", "--quiet", "pip"]
     raise DownloadError("there is no pip to try instead")

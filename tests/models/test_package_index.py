@@ -133,3 +133,12 @@ def test_damaged_settings_do_not_hinder(tmp_path):
         folder.mkdir(parents=True)
         (folder / name).write_bytes(b"\xff[[[")
     assert index_urls() == ["https://pypi.org/simple"]
+
+
+def test_pip_is_run_by_uv_where_the_environment_has_none(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    assert package_index._pip() == ["/bin/uv", "tool", "run", "--quiet", "pip"]
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(DownloadError, match="there is no pip"):
+        package_index._pip()
