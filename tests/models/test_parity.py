@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from russet.converters.convert import convert
+from russet.models import loading
+from russet.models.activations import gated
 from russet.models.families import FAMILIES
-from russet.models.loading import load_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
@@ -31,7 +32,7 @@ def expected(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def logits(folder: Path, tokens: np.ndarray, step: int) -> np.ndarray:
     """[len(tokens), vocab], fed `step` tokens at a time through one cache."""
-    decoder = load_decoder(folder, dtype="float32")
+    decoder = loading.load_decoder(folder, dtype="float32")
     cache = decoder.new_cache()
     pieces = []
     for start in range(0, len(tokens), step):
@@ -61,6 +62,16 @@ def test_logits_equal_the_reference(folder: Path, step: int) -> None:
     assert difference(folder, step) < TOLERANCE
 
 
+@pytest.mark.parametrize("step", [32, 5, 1], ids=["whole", "chunks of 5", "token by token"])
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_ways_of_a_gpu_equal_the_reference(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's rotation and joined projections, which a CPU can run too but does not choose."""
+    monkeypatch.setattr(loading, "on_gpu", lambda: True)
+    # compiling for a CPU needs a C++ compiler
+    monkeypatch.setattr(loading, "gated", lambda activation, compiled: gated(activation, compiled=False))
+    assert difference(folder, step) < TOLERANCE
+
+
 @pytest.mark.parametrize(("folder", "spelling"), SPELLINGS, ids=lambda part: getattr(part, "name", part))
 def test_every_spelling_of_a_config_means_the_same_model(folder: Path, spelling: str, tmp_path: Path) -> None:
     config = json.loads((folder / spelling).read_text())
@@ -70,7 +81,7 @@ def test_every_spelling_of_a_config_means_the_same_model(folder: Path, spelling:
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_asking_for_the_last_rows_only_gives_the_same_logits(folder: Path) -> None:
     tokens, wanted = expected(folder)
-    decoder = load_decoder(folder, dtype="float32")
+    decoder = loading.load_decoder(folder, dtype="float32")
     cache = decoder.new_cache()
     assert decoder.extend(mx.array(tokens[:20])[None], cache, logits=0) is None
     last = decoder.extend(mx.array(tokens[20:])[None], cache, logits=3)
