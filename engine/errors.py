@@ -73,3 +73,7 @@ class SessionFileError(RussetError):
 
 class MissingDependencyError(RussetError):
     """A feature needs an optional package; the message names the extra to install."""
+
+
+class PeerError(RussetError):
+    """Another engine that was to be measured beside Russet could not load the model, or its process failed."""

@@ -1,0 +1,88 @@
+"""Where a number was measured: machine, versions, model. Without it the number says nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import russet
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions; a value that cannot be read is None, never a guess."""
+    import mlx.core as mx
+
+    from russet.engine.blas import use_fast_blas
+    from russet.engine.device import memory_bytes, on_gpu
+
+    gpu = on_gpu()
+    return {
+        "device": "gpu" if gpu else "cpu",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": str(mx.device_info().get("device_name")) if gpu else None,
+        "gpu_memory_bytes": memory_bytes() if gpu else None,
+        "blas": None if gpu else use_fast_blas().name,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "russet": russet.__version__,
+        "mlx": getattr(mx, "__version__", None),
+        "mlx-lm": version("mlx-lm"),
+        "git": git_revision(Path(russet.__file__).parents[1]),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str | None:
+    """The processor's name as the system gives it."""
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine() or None
+
+
+def git_revision(root: Path) -> str | None:
+    """The commit of a checkout, with "-modified" where tracked files differ from it; None if `root` is none."""
+    if not (root / ".git").exists():
+        return None
+    revision = _output(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
+    if revision is None:
+        return None
+    return revision + ("-modified" if _output(["git", "-C", str(root), "status", "--porcelain", "-uno"]) else "")
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints, or None where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over the names and SHA-256s of config.json and the weight files, in the order of their names."""
+    total = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,42 @@
+"""Russet as a contender: its own prefill and token loop, with nothing that stops it early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from russet.bench.base import Measurement, measure
+from russet.engine.api import Model
+from russet.engine.decode import decode
+from russet.engine.generation import RESERVED_TOKENS
+from russet.engine.options import GenerationOptions
+from russet.engine.prefill.base import Prefill
+from russet.engine.prefill.exact import Exact
+from russet.engine.sampling import make_sampler
+
+
+class Russet:
+    """A loaded model, `weights_bytes` of which are in memory."""
+
+    name = "russet"
+
+    def __init__(self, model: Model, weights_bytes: int, prefill: Prefill | None = None) -> None:
+        self.model = model
+        self.weights_bytes = weights_bytes
+        self.prefill = prefill or Exact()
+        self.setting = f"{_dtype(model)}, {self.prefill.name} prefill"
+
+    def run(self, tokens: Sequence[int], generate: int) -> Measurement:
+        return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
+
+    def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
+        model = self.model
+        cache = model.decoder.new_cache(model.kv_bits)
+        cache.reserve(len(tokens) + min(generate, RESERVED_TOKENS))
+        sample = make_sampler(GenerationOptions(), tokens, model.vocab_size)
+        prefilled = self.prefill(model.decoder, tokens, cache)
+        return decode(model.step(cache), prefilled.logits, sample, generate)
+
+
+def _dtype(model: Model) -> str:
+    dtype = getattr(model.decoder, "dtype", None)
+    return str(dtype).removeprefix("mlx.core.") if dtype else "mlx-lm's implementation"

@@ -1,0 +1,86 @@
+"""Other engines as contenders."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from russet.bench.base import Measurement, measure
+from russet.engine.errors import MissingDependencyError, PeerError
+
+if TYPE_CHECKING:
+    from mlx.nn import Module
+
+PEERS = {"mlx-lm": "mlx_lm"}
+"""What `--peer` takes, and the package that each needs."""
+
+
+def require_peer(name: str) -> None:
+    """Raise MissingDependencyError unless the package of a peer is installed."""
+    if importlib.util.find_spec(PEERS[name]) is None:
+        raise MissingDependencyError(
+            f"{name} is not installed, so there is nothing to compare with; install russet[{name}] or leave out --peer."
+        )
+
+
+class MlxLm:
+    """mlx-lm's `generate_step` with its defaults, as `mlx_lm.generate` calls it."""
+
+    name = "mlx-lm"
+
+    def __init__(self, folder: Path, *, level: bool = True, dtype: str | None = None) -> None:
+        """Load a folder; with `level`, to the weights that Russet computes with (see `level_weights`)."""
+        import mlx.core as mx
+
+        before = mx.get_active_memory()
+        self.model = load_mlx_lm(folder)
+        self.setting = level_weights(self.model, dtype) if level else "as installed"
+        mx.eval(self.model.parameters())
+        mx.clear_cache()
+        self.weights_bytes = mx.get_active_memory() - before
+
+    def run(self, tokens: Sequence[int], generate: int) -> Measurement:
+        return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
+
+    def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step, generation_stream, wired_limit
+
+        stream: Any = generation_stream  # a thread-local stream, which MLX's stubs take for another type
+        with wired_limit(self.model, [stream]):
+            for token, _ in generate_step(mx.array(list(tokens)), self.model, max_tokens=generate):
+                yield int(token)
+            # It has a step more under way, which must not run into the next contender's time.
+            mx.synchronize(stream)
+
+
+def load_mlx_lm(folder: Path) -> Module:
+    """The model as mlx-lm loads it, weights not yet in memory; PeerError where mlx-lm cannot."""
+    from mlx_lm.utils import load_model
+
+    try:
+        return load_model(folder, lazy=True)[0]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise PeerError(f"mlx-lm cannot load {folder} ({error}); leave out --peer mlx-lm.") from error
+
+
+def level_weights(model: Any, dtype: str | None) -> str:
+    """Give mlx-lm's model the weights that Russet computes with, and say in words which.
+
+    On a CPU they are dense and, without `dtype`, float32; on a GPU the folder's own, in `dtype` if one is asked for.
+    """
+    from mlx_lm.utils import dequantize_model
+
+    from russet.engine.device import on_gpu
+    from russet.models.loading import DTYPES
+
+    chosen = dtype or (None if on_gpu() else "float32")
+    if chosen is None:
+        return "the number format of the folder"
+    model.set_dtype(DTYPES[chosen])
+    if not on_gpu():
+        # After the cast, so that scales are multiplied in the precision that Russet multiplies them in.
+        dequantize_model(model)
+    return chosen

@@ -1,0 +1,153 @@
+"""A report for people: tables drawn by rich on a terminal, Markdown everywhere else."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from russet.bench.report import OURS, Report, cold_ratios, speed_ratios, summaries
+from russet.bench.stats import Ratio, Summary
+from russet.engine.storage import readable_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(report: Report) -> list[Table]:
+    """The tables for which something was measured."""
+    found = [_warm(report), _cold(report)]
+    return [table for table in found if table.rows]
+
+
+def notes(report: Report) -> list[str]:
+    """Where it was measured, what was compared, and what the tables leave out."""
+    lines = [machine_line(report.environment), f"Model: {report.model['name']}, sha256 {report.model['sha256'][:12]}."]
+    lines += [f"{name}: {setting}." for name, setting in report.contenders.items()]
+    if report.as_installed:
+        timings = report.as_installed.timings
+        lines.append(
+            f"mlx-lm as installed (MLX's own BLAS, the folder's number format; one run of "
+            f"{report.as_installed_prompt_tokens} + {len(report.as_installed.tokens)} tokens): "
+            f"prefill {timings.prefill_tps:.1f} tok/s, decode {timings.decode_tps:.1f} tok/s."
+        )
+    if report.interrupted:
+        lines.append("Interrupted: what was finished is shown.")
+    return lines
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """Machine and versions in a sentence; what is not known is left out."""
+    machine = [
+        found["cpu"] or "unknown CPU",
+        f"{found['cores']} cores",
+        f"{readable_bytes(found['memory_bytes'])} memory",
+    ]
+    if found["gpu"]:
+        machine.insert(0, f"{found['gpu']} with {readable_bytes(found['gpu_memory_bytes'])}")
+    russet = f"Russet {found['russet']}" + (f" ({found['git']})" if found["git"] else "")
+    software = [found["os"], f"Python {found['python']}", russet, f"MLX {found['mlx']}"]
+    if found["mlx-lm"]:
+        software.append(f"mlx-lm {found['mlx-lm']}")
+    if found["blas"]:
+        software.append(f"BLAS {found['blas']}")
+    return f"Machine: {', '.join(machine)}; {', '.join(software)}; load {found['load_average']:.1f} at the start."
+
+
+def _warm(report: Report) -> Table:
+    header = ("prompt", "engine", "prefill s", "prefill tok/s", "decode tok/s", "peak memory")
+    against = [(peer, f"russet / {peer}") for peer in report.peers]
+    for _, label in against:
+        header += (f"{label}: prefill", "decode", "same tokens")
+    rows = []
+    for result in report.finished:
+        for name, runs in result.runs.items():
+            found = summaries(runs)
+            cells = (
+                *(str(result.prompt_tokens), name, _spread(found["prefill_s"], 3), _spread(found["prefill_tps"], 1)),
+                _spread(found["decode_tps"], 1) if result.generate > 1 else "",
+                readable_bytes(found["peak_memory_bytes"].highest),
+            )
+            for peer, _ in against:
+                cells += _comparison(result, peer) if name == OURS else ("", "", "")
+            rows.append(cells)
+    settings = report.settings
+    title = f"Decode: {settings['generate']} tokens generated, median (lowest–highest) of {settings['repeat']}"
+    return Table(title, header, tuple(rows))
+
+
+def _comparison(result: Any, peer: str) -> tuple[str, str, str]:
+    ratios = speed_ratios(result, peer)
+    difference = result.first_difference(OURS, peer)
+    return (
+        _ratio(ratios["prefill"]),
+        _ratio(ratios["decode"]) if "decode" in ratios else "",
+        "yes" if difference is None else f"up to {difference}",
+    )
+
+
+def _cold(report: Report) -> Table:
+    header = ("engine", "first output s", "end s", "russet / engine: first output", "end")
+    runs = {name: found for name, found in report.cold_start.items() if found}
+    rows = []
+    for name, found in runs.items():
+        ratios = cold_ratios(runs, name)
+        rows.append(
+            (
+                name,
+                _spread(Summary(tuple(run.first_output_s for run in found)), 2),
+                _spread(Summary(tuple(run.end_s for run in found)), 2),
+                _ratio(ratios["first_output"]) if ratios else "",
+                _ratio(ratios["end"]) if ratios else "",
+            )
+        )
+    return Table("Cold start: one process, one prompt, one token", header, tuple(rows))
+
+
+def _spread(found: Summary, digits: int) -> str:
+    return f"{found.median:.{digits}f} ({found.lowest:.{digits}f}–{found.highest:.{digits}f})"
+
+
+def _ratio(found: Ratio) -> str:
+    return f"{found.median:.2f}x ({found.lowest:.2f}–{found.highest:.2f})"
+
+
+def markdown(report: Report) -> str:
+    """The whole report as Markdown."""
+    parts = []
+    for table in tables(report):
+        lines = [f"**{table.title}**", "", _row(table.header), _row(("---",) * len(table.header))]
+        parts.append("\n".join([*lines, *(_row(row) for row in table.rows)]))
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(report))])
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def show(report: Report, *, terminal: bool) -> None:
+    """Print the report; Markdown as well where rich is not installed."""
+    if terminal:
+        with suppress(ImportError):
+            return _draw(report)
+    print(markdown(report))
+
+
+def _draw(report: Report) -> None:
+    from rich import table as rich_table
+    from rich.console import Console
+
+    console = Console()
+    for table in tables(report):
+        drawn = rich_table.Table(title=table.title)
+        for i, name in enumerate(table.header):
+            drawn.add_column(name, justify="right" if i else "left")
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+    for note in notes(report):
+        console.print(note, markup=False, highlight=False, style="dim")

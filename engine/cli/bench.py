@@ -1,0 +1,134 @@
+"""`russet bench`: measurements, one sub-command each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from russet.bench.peers import PEERS, require_peer
+from russet.engine.cli.options import DEFAULT_MODEL, load_model
+from russet.engine.errors import StorageError
+
+if TYPE_CHECKING:
+    from russet.bench.decode import Listener
+    from russet.bench.report import Report
+
+
+class Lengths(click.ParamType):
+    """`N,N,...`: numbers of tokens, each at least 1."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            lengths = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            lengths = ()
+        if not lengths or min(lengths) < 1:
+            self.fail(f"{value!r} is not a list of whole numbers above 0, as in 512,2048.", param, ctx)
+        return lengths
+
+
+@click.group()
+def command() -> None:
+    """Measure speed on this machine, beside other engines."""
+
+
+@command.command()
+@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Catalog name, folder, or repository.")
+@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Time this engine as well.")
+@click.option("--prompt-lengths", type=Lengths(), default="512,2048", show_default=True, help="Tokens of the prompts.")
+@click.option("--generate", type=click.IntRange(1), default=128, show_default=True, help="Tokens drawn per run.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs per engine and length.")
+@click.option("--cold", is_flag=True, help="Also time whole processes, from start to first token.")
+@click.option(
+    "--as-installed/--no-as-installed",
+    default=True,
+    help="On a Linux CPU, a short run of mlx-lm with MLX's own BLAS beside the rest.  [default: on]",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision that every engine computes in."
+)
+@click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Write every measured value as JSON to FILE, or to standard output in place of the table.",
+)
+def decode(model: str, json_file: str | None, **settings: Any) -> None:
+    """Time prefill and decoding, engines alternating, in one process.
+
+    Prompts are real text of exactly the lengths asked for; decoding is greedy and goes on past the end of the
+    reply. Ratios above 1 say that Russet is faster. docs/benchmarks.md defines every number. Ctrl-C shows what was
+    finished and exits with 130.
+    """
+    settings["peers"] = tuple(dict.fromkeys(settings["peers"]))
+    for peer in settings["peers"]:
+        require_peer(peer)
+    _check_writable(json_file)
+    _measure(model, settings, json_file)
+
+
+def _check_writable(json_file: str | None) -> None:
+    if json_file in (None, "-"):
+        return
+    path = Path(json_file)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StorageError(f"{path} cannot be written; name a file in a folder that exists and can be written to.")
+
+
+def _measure(model: str, settings: dict[str, Any], json_file: str | None) -> None:
+    """Measure and publish; what was finished is published also where the rest fails or is interrupted."""
+    import mlx.core as mx
+
+    from russet.bench.benchmark import Plan, fill, new_report
+
+    plan = Plan(**settings)
+    before = mx.get_active_memory()
+    loaded = load_model(model, plan.dtype, None)
+    mx.clear_cache()
+    weights_bytes = mx.get_active_memory() - before
+    report = new_report(loaded, plan)
+    try:
+        with _listener() as listen:
+            fill(report, loaded, weights_bytes, plan, listen)
+    except BaseException:
+        report.interrupted = True
+        if report.finished:
+            _publish(report, json_file)
+        raise
+    _publish(report, json_file)
+
+
+def _publish(report: Report, json_file: str | None) -> None:
+    from russet.bench.tables import show
+
+    if json_file != "-":
+        show(report, terminal=sys.stdout.isatty())
+    if json_file is not None:
+        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        with click.open_file(json_file, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+@contextmanager
+def _listener() -> Iterator[Listener]:
+    """Show on a terminal what runs, in one line that is wiped at the end; say nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        yield lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
