@@ -45,9 +45,15 @@ def show_notes() -> None:
 @contextmanager
 def failures_as_exit_codes() -> Iterator[None]:
     """Run a command; an exception becomes a sentence and click's `Exit` with the documented code."""
+    leaving: Exit | None = None
     try:
-        yield
+        try:
+            yield
+        except Exit as error:
+            leaving = error
         sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
+        if leaving is not None:
+            raise leaving
     except (click.ClickException, Exit):
         raise
     except (KeyboardInterrupt, click.Abort):

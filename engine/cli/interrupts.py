@@ -44,8 +44,10 @@ def quiet_keyboard() -> Iterator[None]:
         return
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
-    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(keyboard, termios.TCSADRAIN, silent)
+    quiet = list(before)
+    quiet[0] &= ~termios.ICRNL  # Enter arrives at the prompt as Enter
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, quiet)
     try:
         yield
     finally:

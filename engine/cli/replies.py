@@ -68,7 +68,7 @@ class MarkdownView:
     """
 
     MIN_INTERVAL_S = 0.08
-    MAX_SHARE = 0.1  # of the time may go into drawing; the model needs the rest
+    REST = 10  # times as long as a drawing took passes before the next one: the model needs the time
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,7 +90,7 @@ class MarkdownView:
         live_rows = self._render(split_blocks(self._pending, self._previous))
         self._paint(done_rows, live_rows[-max(1, self._console.height - 2) :])
         spent = time.monotonic() - now
-        self._next_draw = now + max(self.MIN_INTERVAL_S, spent / self.MAX_SHARE)
+        self._next_draw = now + max(self.MIN_INTERVAL_S, spent * self.REST)
 
     def finish(self) -> None:
         from russet.engine.cli.markdown import split_blocks

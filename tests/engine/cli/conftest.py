@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 
     def popen(*arguments: str, **options: object) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, str(FAKES), *arguments], text=True, **{**pipes, **options})
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        command = [sys.executable, str(FAKES), *arguments]
+        return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})
 
     return popen

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+
 import russet
 from russet.engine.errors import PromptTooLongError, SessionFileError
 from russet.engine.reply import Piece, Reply
@@ -50,6 +52,9 @@ def pieces_for(prompt: str) -> Iterator[Piece]:
         raise PromptTooLongError("The prompt has 9000 tokens, but the model's context holds 2048; shorten it.")
     if order == "boom":
         raise ZeroDivisionError("division\nby zero")
+    if order == "slowly":
+        yield Piece("begun", 0, None)
+        time.sleep(0.5)
     if order == "prefill":
         print("prefilling", file=sys.stderr, flush=True)
         time.sleep(30)
@@ -131,6 +136,9 @@ def load(name: str, **options: Any) -> FakeModel:
     if name == "slow-load":
         print("loading", file=sys.stderr, flush=True)
         time.sleep(30)
+    if name == "unflushed":
+        print("something left in the buffer")
+        click.get_current_context().exit(0)
     return FakeModel(name, **options)
 
 
