@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .gemv import forwarding_gemm
 from .import_slots import import_slots, library_of, read_slot, symbol_address, write_slot
 
 _logger = logging.getLogger("russet")
 
 _SYSTEM_OPENBLAS = "libopenblas.so.0"
 _GEMM = "cblas_sgemm"
+_GEMV = "cblas_sgemv"
 _OWN = "MLX's own"
 
 # What MLX calls: general matrix products, and LAPACK for mx.linalg.
@@ -34,11 +36,15 @@ _ROUTINES = (
 
 @dataclass(frozen=True)
 class BlasInfo:
-    """The BLAS that serves MLX on the CPU: what it is, its file, and why it is this one where a faster one is usual."""
+    """The BLAS that serves MLX on the CPU: what it is, its file, and why it is this one where a faster one is usual.
+
+    `matvec` tells why one-row products do not go through the BLAS's own routine for them; empty where they do.
+    """
 
     name: str
     path: Path | None = None
     reason: str = ""
+    matvec: str = ""
 
 
 @functools.cache
@@ -79,8 +85,10 @@ def _choose(wanted: str) -> BlasInfo:
         except OSError as error:
             failures.append(f"{name}: {error}")
             continue
-        if _redirect(mlx, slots, library):
-            return BlasInfo(name, library_of(read_slot(slots[_GEMM])), "; ".join(failures))
+        redirected = _redirect(mlx, slots, library)
+        if redirected:
+            serving, matvec = redirected
+            return BlasInfo(name, library_of(serving), "; ".join(failures), matvec)
         failures.append(f"{name}: {path} does not define {_GEMM}")
     return BlasInfo(_OWN, serving, "; ".join(failures))
 
@@ -101,15 +109,33 @@ def _candidates(wanted: str) -> Iterator[tuple[str, Path]]:
     yield "the system's OpenBLAS", Path(_SYSTEM_OPENBLAS)
 
 
-def _redirect(mlx: ctypes.CDLL, slots: dict[str, int], library: ctypes.CDLL) -> bool:
-    """Send MLX's calls to those routines that `library` defines; False, and nothing done, if gemm is not among them."""
-    # scipy-openblas32 puts scipy_ before every name.
-    found = {name: symbol_address(library, name) or symbol_address(library, f"scipy_{name}") for name in _ROUTINES}
-    if not found[_GEMM]:
-        return False
+def _redirect(mlx: ctypes.CDLL, slots: dict[str, int], library: ctypes.CDLL) -> tuple[int, str] | None:
+    """Send MLX's calls to those routines that `library` defines; None, and nothing done, if gemm is not among them.
+
+    Returns gemm's address, and why one-row products do not go to gemv (empty where they do).
+    """
+    found = {name: _address(library, name) for name in _ROUTINES}
+    serving = found[_GEMM]
+    if not serving:
+        return None
+    found[_GEMM], matvec = _with_gemv(serving, _address(library, _GEMV))
     for name, address in found.items():
         slot = slots.get(name)
         # A slot with another address than the linker would have put there belongs to somebody else.
         if slot and address and read_slot(slot) == symbol_address(mlx, name):
             write_slot(slot, address)
-    return True
+    return serving, matvec
+
+
+def _with_gemv(gemm: int, gemv: int | None) -> tuple[int, str]:
+    if not gemv:
+        return gemm, f"the library does not define {_GEMV}"
+    try:
+        return forwarding_gemm(gemm, gemv), ""
+    except OSError as error:
+        return gemm, str(error)
+
+
+def _address(library: ctypes.CDLL, name: str) -> int | None:
+    # scipy-openblas32 puts scipy_ before every name.
+    return symbol_address(library, name) or symbol_address(library, f"scipy_{name}")

@@ -95,10 +95,12 @@ def _blas() -> Finding:
         "name": info.name,
         "path": str(info.path) if info.path else None,
         "reason": info.reason,
+        "matvec": info.matvec,
         "matmul_gflops": round(gflops, 1),
         "matvec_gbps": round(bandwidth, 1),
     }
-    return Finding("blas", f"{text} ({info.reason})" if info.reason else text, value)
+    notes = "; ".join(note for note in (info.reason, info.matvec) if note)
+    return Finding("blas", f"{text} ({notes})" if notes else text, value)
 
 
 def _cache() -> Finding:

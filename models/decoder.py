@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from russet.engine.cache import KVCache
 from russet.engine.rows import Int8Rows
+from russet.models.attention import Attend
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.linear import Branches, Embedding, Linear
 from russet.models.rope import Positions, Rotary, Rotate
@@ -31,6 +32,7 @@ class Block:
         *,
         attn_norm: Norm,
         project: Branches,
+        attend: Attend,
         out: Linear,
         ffn_norm: Norm,
         gate_up: Branches,
@@ -48,6 +50,7 @@ class Block:
         self.scale = scale
         self.attn_norm = attn_norm
         self.project = project
+        self.attend = attend
         self.out = out
         self.ffn_norm = ffn_norm
         self.gate_up = gate_up
@@ -98,7 +101,7 @@ class Block:
     def _attention(self, queries: mx.array, positions: Positions, cache: KVCache) -> mx.array:
         batch, _, rows, _ = queries.shape
         keys, values, mask = cache.slot(self.index).read(positions, rows)
-        mixed = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        mixed = self.attend(queries, keys, values, self.scale, mask)
         return (mixed if rows == 1 else mixed.transpose(0, 2, 1, 3)).reshape(batch, rows, -1)
 
     @staticmethod

@@ -107,8 +107,7 @@ def linear(weight: Weight, bias: mx.array | None = None) -> Linear:
 class Branches:
     """Several linear maps of one input (query, key and value; gate and up), as one product where that is possible.
 
-    One product saves launches, which bound small models on a GPU. On a CPU the weights stay apart: joining them would
-    copy what was read from disk, for nothing.
+    One product saves launches, which bound small models on a GPU. `ends` are the columns where its outputs are cut.
     """
 
     __slots__ = ("_ends", "_maps")
@@ -120,7 +119,7 @@ class Branches:
     def __call__(self, x: mx.array) -> list[mx.array]:
         if not self._ends:
             return [branch(x) for branch in self._maps]
-        return mx.split(self._maps[0](x), self._ends, axis=-1)
+        return list(mx.split(self._maps[0](x), self._ends, axis=-1))
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -134,21 +133,6 @@ def branches(weights: Sequence[Weight], biases: Sequence[mx.array | None], join:
     bias = None if biases[0] is None else mx.concatenate([b for b in biases if b is not None])
     rows = [(w.weight if isinstance(w, Affine) else w).shape[0] for w in weights]
     return Branches([linear(_stack(weights), bias)], list(accumulate(rows[:-1])))
-
-
-def split_rows(weight: Weight, sizes: Sequence[int]) -> list[Weight]:
-    """Cut a fused [sum(sizes), in] weight into its parts."""
-    parts: list[Weight] = []
-    start = 0
-    for size in sizes:
-        rows = slice(start, start + size)
-        if isinstance(weight, Affine):
-            w = weight
-            parts.append(Affine(w.weight[rows], w.scales[rows], w.biases[rows], w.group_size, w.bits))
-        else:
-            parts.append(weight[rows])
-        start += size
-    return parts
 
 
 def _alike(weights: Sequence[Weight]) -> bool:

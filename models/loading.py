@@ -12,10 +12,11 @@ from russet.engine.blas import use_fast_blas
 from russet.engine.device import memory_bytes, on_gpu
 from russet.engine.errors import CheckpointError, InvalidOptionError, ModelNotFoundError
 from russet.models.activations import gated
+from russet.models.attention import fused, grouped
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Block, Decoder, Norm
 from russet.models.families import family_of
-from russet.models.linear import Branches, Embedding, Weight, branches, linear, split_rows
+from russet.models.linear import Branches, Embedding, Weight, branches, linear
 from russet.models.weights import Weights
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
@@ -74,7 +75,6 @@ class _Builder:
         self.weights = weights
         self.dtype = dtype
         self.expand = expand
-        self.join = on_gpu()
 
     def build(self) -> Decoder:
         config = self.config
@@ -96,6 +96,7 @@ class _Builder:
             config.attention_scale or spec.head_dim**-0.5,
             attn_norm=self._norm(role + "attn_norm"),
             project=self._queries_keys_values(i) if owns else self._branches([role + "q"]),
+            attend=fused if on_gpu() else grouped,
             out=linear(self._weight(role + "o"), self._bias(role + "o", config.out_bias)),
             ffn_norm=self._norm(role + "ffn_norm"),
             gate_up=self._gate_up(i),
@@ -117,21 +118,18 @@ class _Builder:
         q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         role = f"layers.{i}."
         if self.weights.has(role + "qkv"):
-            return self._cut(role + "qkv", [q, kv, kv])
-        return self._branches([role + part for part in "qkv"], self.config.qkv_bias)
+            return Branches([linear(self._weight(role + "qkv"))], [q, q + kv])
+        # Keys' and values' matrices are too small for a CPU's BLAS to read at full speed by themselves.
+        return self._branches([role + part for part in "qkv"], self.config.qkv_bias, join=True)
 
     def _gate_up(self, i: int) -> Branches:
         role, width = f"layers.{i}.", self.config.layers[i].ffn_dim
         if self.weights.has(role + "gate_up"):
-            return self._cut(role + "gate_up", [width, width])
-        return self._branches([role + "gate", role + "up"], self.config.ffn_bias)
+            return Branches([linear(self._weight(role + "gate_up"))], [width])
+        return self._branches([role + "gate", role + "up"], self.config.ffn_bias, join=on_gpu())
 
-    def _cut(self, role: str, sizes: list[int]) -> Branches:
-        parts = split_rows(self._weight(role), sizes)
-        return branches(parts, [None] * len(parts), self.join)
-
-    def _branches(self, roles: list[str], bias: bool = False) -> Branches:
-        return branches([self._weight(r) for r in roles], [self._bias(r, bias) for r in roles], self.join)
+    def _branches(self, roles: list[str], bias: bool = False, join: bool = False) -> Branches:
+        return branches([self._weight(r) for r in roles], [self._bias(r, bias) for r in roles], join)
 
     def _weight(self, role: str) -> Weight:
         return self.weights.weight(role, self.dtype, self.expand)

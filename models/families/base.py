@@ -62,9 +62,7 @@ def activation(config: Config, key: str, default: str = "silu") -> Activation:
         "relu": "relu",
     }
     if name not in known:
-        raise UnsupportedModelError(
-            f"config.json has {key} = {name!r}; Russet implements {', '.join(sorted(known))}."
-        )
+        raise UnsupportedModelError(f"config.json has {key} = {name!r}; Russet implements {', '.join(sorted(known))}.")
     return known[name]
 
 

@@ -80,6 +80,4 @@ def _full_layers(config: Config) -> list[bool]:
 def _local_rope(config: Config, head_dim: int):
     """Local layers have a base of their own, and the global layers' scaling does not reach them."""
     plain = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
-    return read_rope(
-        plain, head_dim, theta=config.get("rope_local_base_freq", 10_000.0), kind="sliding_attention"
-    )
+    return read_rope(plain, head_dim, theta=config.get("rope_local_base_freq", 10_000.0), kind="sliding_attention")

@@ -22,16 +22,19 @@ import numpy as np
 a = np.random.default_rng(0).normal(size=(150, 150)).astype(np.float32)
 x = mx.array(a)
 u, s, vt = mx.linalg.svd(x, stream=mx.cpu)
+row, wide = mx.array(a[:1]), mx.array(np.resize(a, (150, 6000)))
 errors = [
+    np.abs(np.array(mx.matmul(row, wide, stream=mx.cpu)) - a[:1] @ np.array(wide)).max(),
+    np.abs(np.array(mx.matmul(row, mx.array(np.array(wide).T.copy()).T, stream=mx.cpu)) - a[:1] @ np.array(wide)).max(),
     np.abs(np.array(mx.matmul(x, x, stream=mx.cpu)) - a @ a).max(),
     np.abs(np.array(mx.matmul(u * s, vt, stream=mx.cpu)) - a).max(),
     np.abs(np.array(mx.matmul(mx.linalg.inv(x, stream=mx.cpu), x, stream=mx.cpu)) - np.eye(150)).max(),
 ]
-print(json.dumps([info.name, str(info.path), info.reason, float(max(errors)), use_fast_blas() is info]))
+print(json.dumps([info.name, str(info.path), info.reason, float(max(errors)), use_fast_blas() is info, info.matvec]))
 """
 
 
-def report(before: str = "", **environment: str) -> tuple[str, str, str, str]:
+def report(before: str = "", matvec_forwarded: bool = True, **environment: str) -> tuple[str, str, str, str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("RUSSET_BLAS", "LD_PRELOAD")}
     run = subprocess.run(
         [sys.executable, "-c", REPORT.format(before=before)],
@@ -40,9 +43,10 @@ def report(before: str = "", **environment: str) -> tuple[str, str, str, str]:
         text=True,
         check=True,
     )
-    name, path, reason, error, same = json.loads(run.stdout)
+    name, path, reason, error, same, matvec = json.loads(run.stdout)
     assert error < 1e-3
     assert same
+    assert (matvec == "") is matvec_forwarded if name == "scipy-openblas32" else True
     return name, path, reason, run.stderr
 
 
@@ -83,7 +87,7 @@ def test_a_chosen_library_that_does_not_serve_is_told_and_passed_over(library, r
 
 def test_a_library_that_was_put_in_place_before_stays():
     name, _, reason, _ = report("from russet.engine.blas import use_fast_blas as u; u(); u.cache_clear()")
-    assert name == "libscipy_openblas.so"
+    assert name.startswith("gemv-")
     assert reason == "it was in place before Russet"
 
 
@@ -101,3 +105,14 @@ def test_an_unknown_machine_is_left_alone():
     name, _, reason, _ = report("import platform; platform.machine = lambda: 'riscv64'")
     assert name == "MLX's own"
     assert "x86-64 and arm64" in reason
+
+
+def test_without_a_compiler_one_row_products_stay_with_gemm(tmp_path):
+    name, _, reason, logged = report(PATH="/none", CC="", RUSSET_CACHE=str(tmp_path), matvec_forwarded=False)
+    assert (name, reason, logged) == ("scipy-openblas32", "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path):
+    report(CC="false", RUSSET_CACHE=str(tmp_path), matvec_forwarded=False)
+    assert list((tmp_path / "compiled").iterdir()) == []
