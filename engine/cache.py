@@ -88,7 +88,7 @@ class Slot:
         seen = rows[None, :] <= queries[:, None]
         if self.window is not None:
             seen &= queries[:, None] - rows[None, :] < self.window
-        return None if seen.all() else mx.array(seen)
+        return None if seen.all() else mx.array(seen)  # type: ignore[arg-type]
 
     def _drop_unseen(self, next_position: int) -> None:
         assert self.window is not None
