@@ -17,7 +17,7 @@ from russet.converters.layout import MAX_SHARD_BYTES, Plan, Planned, make_plan
 from russet.converters.quantize import Recipe, Rule
 from russet.converters.torch_file import read_torch_file
 from russet.converters.verify import check_forward, verify_folder
-from russet.converters.writer import staged_folder, write_folder
+from russet.converters.writer import refuse_existing, staged_folder, write_folder
 from russet.engine.errors import CheckpointError, UnsupportedModelError
 from russet.engine.progress import SilentProgress
 
@@ -72,6 +72,8 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     recipe = Recipe(bits, group_size, dtype, tuple(rules))
+    if not dry_run:
+        refuse_existing(dst)
     source = open_source(src)
     check_source(source)
     plan = make_plan(source, recipe, max_shard_bytes)
@@ -102,8 +104,11 @@ def open_source(src: Path) -> Source:
         src = _only_weight_file(src)
     if not src.is_file():
         raise CheckpointError(f"{src} does not exist; give a model folder or a checkpoint file.")
-    with src.open("rb") as file:
-        start = file.read(len(GGUF_MAGIC))
+    try:
+        with src.open("rb") as file:
+            start = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise CheckpointError(f"{src} could not be read ({error.strerror}).") from error
     if start == GGUF_MAGIC or src.suffix == ".gguf":
         from russet.converters.gguf import open_gguf
 

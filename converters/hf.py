@@ -45,8 +45,9 @@ def open_hf(folder: Path, config: dict[str, Any]) -> Source:
         twice = next(name for name in names if names.count(name) > 1)
         raise CheckpointError(f"Two weight files of {folder} both hold {twice!r}; remove the one that is left over.")
     kept = tuple(tensor for tensor in tensors if not _is_redundant(tensor.name, config))
-    notes = [f"left out {tensor.name}: models make it themselves" for tensor in tensors if tensor not in kept]
-    return Source(kind, config, kept, tokenizer_files(folder), tuple(notes))
+    dropped = [name for name in names if _is_redundant(name, config)]
+    notes = (f"left out what models make themselves: {', '.join(dropped[:3])}{', ...' * (len(dropped) > 3)}",)
+    return Source(kind, config, kept, tokenizer_files(folder), notes if dropped else ())
 
 
 def read_safetensors(path: Path) -> tuple[SourceTensor, ...]:

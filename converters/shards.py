@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from russet.engine.errors import CheckpointError, UnsafeCheckpointError
 
@@ -45,8 +45,8 @@ def inside(folder: Path, name: str) -> Path:
 
     A Hugging Face cache keeps its snapshots as links into `blobs` beside them: only those links are allowed.
     """
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.anchor or ".." in posix.parts or ".." in windows.parts:
+    parsed = PureWindowsPath(name)  # it takes both kinds of slash, and drives, for what they are
+    if parsed.anchor or ".." in parsed.parts:
         raise UnsafeCheckpointError(
             f"The index of {folder} names {name!r}, which is outside the folder; only files beside the index are read."
         )

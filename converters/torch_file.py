@@ -37,6 +37,9 @@ ITEM_BYTES = {
     "int32": 4,
     "int16": 2,
     "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
     "uint8": 1,
     "bool_": 1,
 }
@@ -195,7 +198,7 @@ class _Archive:
         array = np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides, writeable=False)
         if view.dtype == "float64":
             array = array.astype(np.float32)
-        result = mx.array(np.asarray(array, order="C"))
+        result = mx.array(array)
         return result.view(mx.bfloat16) if view.dtype == "bfloat16" else result
 
     def _find_root(self) -> str:
@@ -269,7 +272,7 @@ class _Unpickler(pickle.Unpickler):
             return _DtypeName(None)
         if module == "torch" and name in _DTYPES:
             return _DtypeName(_DTYPES[name])
-        if module == "torch" and name.startswith(("float8", "complex", "float4", "quint", "qint")):
+        if module == "torch" and name.lower().startswith(("float8", "float4", "complex", "quint", "qint")):
             raise CheckpointError(
                 f"{self._label} holds {name} tensors, which Russet does not read; start from the 16-bit checkpoint."
             )

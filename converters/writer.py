@@ -27,8 +27,7 @@ def staged_folder(dst: Path, nbytes: int) -> Iterator[Path]:
 
     Raises OutputExistsError when `dst` exists, StorageError when there is no room for `nbytes` or no permission.
     """
-    if os.path.lexists(dst):
-        raise OutputExistsError(f"{dst} exists already; remove it or choose another destination.")
+    refuse_existing(dst)
     dst = dst.absolute()
     made = [parent for parent in dst.parents if not parent.exists()]
     folder = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.partial"
@@ -50,6 +49,12 @@ def staged_folder(dst: Path, nbytes: int) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def refuse_existing(dst: Path) -> None:
+    """Raises OutputExistsError when there is anything at `dst`, a dangling link included."""
+    if os.path.lexists(dst):
+        raise OutputExistsError(f"{dst} exists already; remove it or choose another destination.")
 
 
 def write_folder(folder: Path, plan: Plan, progress: Progress) -> None:

@@ -59,6 +59,11 @@ def stock_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes |= {f"{layer}self_attn.{part}_norm.weight": (size,) for part in "qk"}
         if config["model_type"] == "qwen2":
             shapes |= {f"{layer}self_attn.{part}_proj.bias": (n,) for part, n in (("q", q), ("k", kv), ("v", kv))}
+        if config.get("attention_bias"):
+            shapes |= {
+                f"{layer}self_attn.{part}_proj.bias": (n,)
+                for part, n in (("q", q), ("k", kv), ("v", kv), ("o", hidden))
+            }
         if config["model_type"] == "gemma3_text":
             shapes |= {f"{layer}{side}_feedforward_layernorm.weight": (hidden,) for side in ("pre", "post")}
     return shapes

@@ -126,6 +126,7 @@ def write(tmp_path: Path, weights_of, shapes_of) -> Writer:
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-untied": {"tie_word_embeddings": False},
+    "llama-bias": {"attention_bias": True},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
     "gemma3": {

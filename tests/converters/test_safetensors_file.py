@@ -48,7 +48,7 @@ def test_float64_is_read_as_float32(tmp_path: Path) -> None:
     [
         pytest.param({"x": entry()}, b"1234", None, "run 4 bytes past the end", id="data cut short"),
         pytest.param({"x": entry()}, b"12345678!", None, "1 bytes that belong to no tensor", id="trailing"),
-        pytest.param({"x": entry()}, b"", 10_000, "cut short", id="header cut short"),
+        pytest.param({"x": entry()}, b"", 10_000, "announces a header of 10,000 bytes but only", id="header cut short"),
         pytest.param({}, b"", MAX_HEADER_BYTES + 1, "over the limit", id="oversized header"),
         pytest.param({}, b"", 2**64 - 1, "over the limit", id="length of all ones"),
         pytest.param(b"{'x': 1}", b"", None, "not valid JSON", id="bad JSON"),
