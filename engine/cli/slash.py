@@ -110,7 +110,7 @@ def _exit(chat: Conversation, argument: str) -> None:
 
 
 def _count(chat: Conversation) -> str:
-    n = len(chat.session.messages)
+    n = sum(message["role"] != "system" for message in chat.session.messages)
     return f"{n} message" if n == 1 else f"{n} messages"
 
 

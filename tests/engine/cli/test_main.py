@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from russet.engine.cli import EPILOG
 
 HEAVY = ("mlx", "transformers", "tokenizers", "numpy", "prompt_toolkit", "rich", "jinja2", "huggingface_hub", "gguf")
 
@@ -15,6 +19,7 @@ HEAVY = ("mlx", "transformers", "tokenizers", "numpy", "prompt_toolkit", "rich",
 def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
     script = f"""
 import sys
+from pathlib import Path
 from russet.engine.cli import main
 try:
     main({arguments!r}, prog_name="russet")
@@ -89,3 +94,9 @@ def test_an_operating_system_error_names_the_file(cli, monkeypatch) -> None:
     monkeypatch.setattr("russet.load", load)
     result = cli("generate", "-p", "x")
     assert (result.exit_code, result.stderr) == (1, "russet: /models/x: Permission denied\n")
+
+
+def test_the_documentation_has_the_exit_codes_of_the_help() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    documented = re.findall(r"^\| (\d+) \| (.*) \|$", page.replace("`", ""), re.MULTILINE)
+    assert documented == re.findall(r"^  (\d+) +(.*)$", EPILOG, re.MULTILINE)

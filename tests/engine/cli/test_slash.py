@@ -66,7 +66,7 @@ def test_save_and_load(chat, capsys, tmp_path) -> None:
     run_slash_command(chat, "/clear")
     run_slash_command(chat, f"/load {path}")
     assert len(chat.session.messages) == 3
-    assert "Loaded 3 messages" in capsys.readouterr().err
+    assert "Loaded 2 messages" in capsys.readouterr().err
     run_slash_command(chat, f"/save {path}")  # the conversation's own file may be overwritten
 
 
@@ -91,7 +91,7 @@ def test_stats_counts(chat, capsys) -> None:
     chat.answer("say three")
     run_slash_command(chat, "/stats")
     shown = capsys.readouterr().err
-    assert "5 messages, 7 of 2048 positions cached" in shown
+    assert "4 messages, 7 of 2048 positions cached" in shown
     assert "Generated: 3 tokens" in shown
     assert "Last reply: 1 tok" in shown
 
