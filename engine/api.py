@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Model:
         options: GenerationOptions | None = None,
         prefill: Prefill | None = None,
         **overrides: Any,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Pieces of the reply as they come; the last one carries the `Reply`.
 
         A string is one user turn through the model's chat template if it has one, or with `raw` a text to continue.
@@ -120,9 +120,9 @@ class Model:
         """A conversation that keeps its KV cache between turns."""
         return Session(self, system, merge_options(options, overrides))
 
-    def load_session(self, path: str | Path) -> Session:
+    def load_session(self, path: str | Path, *, options: GenerationOptions | None = None, **overrides: Any) -> Session:
         """A conversation that `Session.save` wrote, cache included; `SessionFileError` if it is another model's."""
-        return Session.load(self, Path(path))
+        return Session.load(self, Path(path), merge_options(options, overrides))
 
     def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
         """Token ids of a prompt, as `stream` would feed them to the model."""

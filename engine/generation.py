@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Run:
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    reply: Reply | None = None
+    """Set when it ended, in whatever way, once prefill was through."""
 
 
 def check_prompt(tokens: Sequence[int], max_positions: int) -> None:
@@ -49,10 +51,11 @@ def generate(
     watch: Stopwatch,
     cache: Any,
     run: Run,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Continue `tokens`; the cache holds a prefix of them already, shorter than the whole.
 
-    Pieces come as soon as their text is certain; the last one carries the `Reply`.
+    Pieces come as soon as their text is certain; the last one carries the `Reply`. Closing the generator early leaves
+    one in `run`, its finish reason "interrupted".
     """
     mx.reset_peak_memory()
     sample = make_sampler(options, tokens, model.vocab_size)
@@ -61,26 +64,31 @@ def generate(
     cache.reserve(min(len(tokens) + limit, len(tokens) + RESERVED_TOKENS))
     prefilled = prefill(model.decoder, tokens[cached:], cache)
 
-    finish: FinishReason = "length"
+    finish: FinishReason = "interrupted"
     text = StreamDetokenizer(model.tokenizer)
     stops = StopMatcher(options.stop)
-    for token in decode(model.step(cache), prefilled.logits, sample, limit):
-        watch.token()
-        if token in model.tokenizer.eos_ids:
-            finish = "stop"
-            break
-        run.tokens.append(token)
-        piece = stops.feed(text.add(token))
-        if piece:
-            watch.text()
-            run.text += piece
-            yield Piece(piece, token)
-        if stops.stopped:
-            finish = "stop"
-            break
-    rest = "" if stops.stopped else stops.feed(text.finish()) + stops.finish()
-    run.text += rest
-    yield Piece(rest, None, _reply(model, run, tokens, finish, prefilled, watch, cache, cached))
+    try:
+        for token in decode(model.step(cache), prefilled.logits, sample, limit):
+            watch.token()
+            if token in model.tokenizer.eos_ids:
+                finish = "stop"
+                break
+            run.tokens.append(token)
+            piece = stops.feed(text.add(token))
+            if piece:
+                watch.text()
+                run.text += piece
+                yield Piece(piece, token)
+            if stops.stopped:
+                finish = "stop"
+                break
+        else:
+            finish = "length"
+        rest = "" if stops.stopped else stops.feed(text.finish()) + stops.finish()
+        run.text += rest
+    finally:
+        run.reply = _reply(model, run, tokens, finish, prefilled, watch, cache, cached)
+    yield Piece(rest, None, run.reply)
 
 
 RESERVED_TOKENS = 256

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Session:
         self.cache: Any = model.decoder.new_cache(model.kv_bits)
         self.cached: list[int] = []
         """The tokens whose rows the cache holds, in order."""
+        self.last_reply: Reply | None = None
+        """The last turn's reply, also where its stream was closed early; None where not even prefill was through."""
 
     @property
     def system(self) -> str | None:
@@ -44,16 +46,16 @@ class Session:
                 return piece.reply
         raise AssertionError("a stream ends with its reply")
 
-    def stream(self, text: str, **overrides: Any) -> Iterator[Piece]:
+    def stream(self, text: str, **overrides: Any) -> Generator[Piece, None, None]:
         """Say something and take the reply piece by piece.
 
-        Nothing changes if the prompt is refused. Closing the iterator early keeps what was said so far.
+        Nothing changes if the prompt is refused. Closing the generator early keeps what was said so far.
         """
         if not text.strip():
             raise EmptyPromptError("The message is empty; write something for the model to answer.")
         return self._turn([*self.messages, {"role": "user", "content": text}], overrides)
 
-    def regenerate(self, **overrides: Any) -> Iterator[Piece]:
+    def regenerate(self, **overrides: Any) -> Generator[Piece, None, None]:
         """Answer the last user message anew, in place of the last reply."""
         last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
         if last is None:
@@ -70,10 +72,13 @@ class Session:
         session_file.save(self, Path(path))
 
     @classmethod
-    def load(cls, model: Model, path: Path) -> Session:
-        return session_file.load(cls, model, path)
+    def load(cls, model: Model, path: Path, options: GenerationOptions) -> Session:
+        """What `save` wrote; `Model.load_session` is the way to it."""
+        session = cls(model, None, options)
+        session_file.restore(session, path)
+        return session
 
-    def _turn(self, messages: list[dict[str, str]], overrides: dict[str, Any]) -> Iterator[Piece]:
+    def _turn(self, messages: list[dict[str, str]], overrides: dict[str, Any]) -> Generator[Piece, None, None]:
         from russet.engine.api import merge_options
 
         watch = Stopwatch()
@@ -85,7 +90,7 @@ class Session:
 
     def _speak(
         self, messages: list[dict[str, str]], tokens: list[int], options: GenerationOptions, watch: Stopwatch
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         self._rewind(tokens)
         run = Run()
         try:
@@ -93,13 +98,14 @@ class Session:
         finally:
             # The loop may be one token ahead of what was handed out, and prefill may have been cut short.
             said = [*tokens, *run.tokens]
-            held = min(self.cache.next_position, max(len(said) - 1, 0))
+            held = min(self.cache.next_position, len(said) - 1)
             self.cached = said[:held] if self.cache.trim(held) else []
             if not self.cached:
                 self.cache = self.model.decoder.new_cache(self.model.kv_bits)
-            if run.tokens:
-                messages.append({"role": "assistant", "content": run.text})
-            self.messages = messages
+            self.last_reply = run.reply
+            # A turn that was stopped before its first word leaves no trace.
+            if run.tokens or (run.reply and run.reply.finish_reason != "interrupted"):
+                self.messages = [*messages, {"role": "assistant", "content": run.text}]
 
     def _rewind(self, tokens: list[int]) -> None:
         """Keep the cached rows of the longest common prefix; at least the last token is left to compute."""

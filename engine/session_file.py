@@ -15,11 +15,9 @@ from russet.converters.safetensors_file import open_safetensors
 from russet.converters.shards import shards
 from russet.engine.cache import KVCache
 from russet.engine.errors import CheckpointError, SessionFileError
-from russet.engine.options import GenerationOptions
 from russet.engine.storage import writing
 
 if TYPE_CHECKING:
-    from russet.engine.api import Model
     from russet.engine.session import Session
 
 FORMAT = "russet-session-1"
@@ -45,7 +43,8 @@ def save(session: Session, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
     try:
         with writing(path):
-            with temporary.open("wb") as file:
+            # A conversation is nobody else's business.
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 mx.save_safetensors(file, {name: mx.contiguous(a) for name, a in arrays.items()}, metadata)
                 file.flush()
                 os.fsync(file.fileno())
@@ -54,20 +53,19 @@ def save(session: Session, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(kind: type[Session], model: Model, path: Path) -> Session:
-    """The session in `path`; `SessionFileError` if it is damaged, missing, or was saved with another model."""
+def restore(session: Session, path: Path) -> None:
+    """Fill a new session from `path`; `SessionFileError` if it is damaged, missing, or was saved with another model."""
+    model = session.model
     arrays, metadata = _read(path)
     if metadata.get("format") != FORMAT:
         raise SessionFileError(f"{path} is not a conversation that Russet saved.")
     if metadata["model"] != fingerprint(model.path):
         raise SessionFileError(
-            f"{path} was saved with another model than {model.name}; load that model to go on with it."
+            f"{path} was saved with another model than {model.name}; start Russet with that model to go on."
         )
-    session = kind(model, None, GenerationOptions())
     session.messages = json.loads(metadata["messages"])
     if metadata["kv_bits"] == str(model.kv_bits):
-        _restore(session, arrays, json.loads(metadata["first"]))
-    return session
+        _fill_cache(session, arrays, json.loads(metadata["first"]))
 
 
 def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -83,7 +81,7 @@ def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     return arrays, metadata
 
 
-def _restore(session: Session, arrays: dict[str, mx.array], first: dict[str, int]) -> None:
+def _fill_cache(session: Session, arrays: dict[str, mx.array], first: dict[str, int]) -> None:
     cache = session.cache
     if not first or not isinstance(cache, KVCache):
         return

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from russet.engine.cli.console import aside, stats_line
 from russet.engine.cli.interrupts import ReplyInterrupt, quiet_keyboard
@@ -44,9 +44,7 @@ class Conversation:
         """Replace the last reply by another one; raises as `answer` does."""
         self._show(self.session.regenerate(**self.options))
 
-    def _show(self, stream: Iterator[Piece]) -> None:
-        pieces = cast("Generator[Piece, None, None]", stream)  # closing it is what keeps a reply cut short
-        self.last_reply = None
+    def _show(self, pieces: Generator[Piece, None, None]) -> None:
         with ReplyInterrupt() as interrupt, quiet_keyboard():
             try:
                 self._show_pieces(pieces, interrupt)
@@ -55,6 +53,7 @@ class Conversation:
                     raise
                 interrupt.requested = True
         self.interrupted = interrupt.requested
+        self.last_reply = self.session.last_reply
         if self.last_reply is not None:
             self.generated += len(self.last_reply.tokens)
         if self.show_stats:
@@ -67,8 +66,6 @@ class Conversation:
                 for piece in pieces:
                     interrupt.started = True
                     view.feed(piece.text)
-                    if piece.reply is not None:
-                        self.last_reply = piece.reply
                     if interrupt.requested:
                         break
         finally:

@@ -67,8 +67,8 @@ class MarkdownView:
     the scrollback holds every line once.
     """
 
-    MIN_INTERVAL_S = 0.08
-    REST = 10  # times as long as a drawing took passes before the next one: the model needs the time
+    MIN_INTERVAL_S: float = 0.08
+    REST: int = 10  # times as long as a drawing took passes before the next one: the model needs the time
 
     def __init__(self, console: Console) -> None:
         self._console = console

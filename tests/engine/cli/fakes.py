@@ -73,6 +73,7 @@ class FakeSession:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.options: dict[str, Any] = {}
         self.cached_tokens = 7
+        self.last_reply: Reply | None = None
 
     @property
     def system(self) -> str | None:
@@ -82,9 +83,11 @@ class FakeSession:
         self.options = options
         pieces = pieces_for(text)
         said = ""
+        self.last_reply = None
         try:
             for piece in pieces:
                 said += piece.text
+                self.last_reply = piece.reply or make_reply(said, "interrupted")
                 yield piece
         finally:
             if said:
@@ -124,7 +127,7 @@ class FakeModel:
         self.sessions.append(FakeSession(system))
         return self.sessions[-1]
 
-    def load_session(self, path: Path) -> FakeSession:
+    def load_session(self, path: Path, *, options: Any = None) -> FakeSession:
         if not Path(path).exists():
             raise SessionFileError(f"There is no file {path}; save a conversation first.")
         session = self.session()

@@ -1,0 +1,240 @@
+"""Opening model folders: what is refused, in which words, and the mlx-lm fallback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import russet
+from russet.engine.errors import (
+    CheckpointError,
+    InvalidOptionError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    RussetError,
+    TokenizerError,
+    UnsafeCheckpointError,
+    UnsupportedModelError,
+    WeightsError,
+)
+from russet.models.families import family_of
+from russet.models.loading import load_decoder
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def edit_weights(folder: Path, **changes: mx.array | None) -> None:
+    path = str(folder / "model.safetensors")
+    tensors = mx.load(path)
+    assert isinstance(tensors, dict)
+    merged = {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
+    mx.save_safetensors(path, {name: value for name, value in merged.items() if value is not None})
+
+
+def refused(folder: Path) -> str:
+    """The one sentence that loading fails with; the folder is left as it was."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RussetError) as caught:
+        russet.load(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    message = str(caught.value)
+    assert "\n" not in message
+    return f"{type(caught.value).__name__}: {message}"
+
+
+def test_a_folder_that_is_not_there_or_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        russet.load("smollm2-135")
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        load_decoder(tmp_path)
+
+
+def test_a_damaged_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "lla')
+    assert refused(folder).startswith("CheckpointError: ")
+    (folder / "config.json").write_text("[]")
+    assert "holds a list where a JSON object is needed" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"hidden_size": None}, "no such key where 'hidden_size' needs a int"),
+        ({"hidden_size": "64"}, "'64' where 'hidden_size' needs a int"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0; it must be above zero"),
+        ({"hidden_act": "xielu"}, "hidden_act = 'xielu'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope'"),
+        ({"rope_scaling": {"type": "linear"}}, "without the 'factor'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' quantisation"),
+    ],
+)
+def test_a_configuration_that_is_not_implemented_is_refused_by_name(folder: Path, change: dict, expected: str) -> None:
+    edit_config(folder, **change)
+    message = refused(folder)
+    assert message.startswith("UnsupportedModelError: ") and expected in message
+
+
+def test_families_refuse_what_they_do_not_implement() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'; Russet implements .*llama"):
+        family_of({"model_type": "mamba"})
+    stock = {"model_type": "qwen2", "use_sliding_window": True}
+    with pytest.raises(UnsupportedModelError, match="use_sliding_window = True"):
+        family_of(stock).read(stock)
+    afm = {"model_type": "afm7", "hidden_dim": 8, "num_heads": 2, "num_layers": 2, "num_kv_reuse_layers": 2}
+    with pytest.raises(UnsupportedModelError, match="at least one layer must own"):
+        family_of(afm).read(afm)
+    openelm = {
+        "model_type": "openelm",
+        "model_dim": 8,
+        "head_dim": 4,
+        "num_transformer_layers": 2,
+        "num_query_heads": [2],
+        "num_kv_heads": [1, 1],
+        "ffn_multipliers": [1.0, 1.0],
+    }
+    with pytest.raises(UnsupportedModelError, match="other than its 2 layers"):
+        family_of(openelm).read(openelm)
+
+
+def test_missing_misshapen_and_mistyped_tensors_are_named(folder: Path, tiny_folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit_weights(folder, model__layers__1__mlp__up_proj__weight=None)
+    assert f"no tensor {name}" in refused(folder)
+    edit_weights(folder, model__layers__1__mlp__up_proj__weight=mx.zeros((64, 96)))
+    message = refused(folder)
+    assert f"{name} in" in message and "shape (64, 96); its config.json asks for (96, 64)" in message
+    edit_weights(folder, model__layers__1__mlp__up_proj__weight=mx.zeros((96, 64), dtype=mx.int32))
+    assert "a floating-point tensor is expected" in refused(folder)
+
+
+def test_packed_weights_that_contradict_the_config(folder: Path) -> None:
+    packed = mx.quantize(mx.random.normal((96, 64)), group_size=32, bits=4)
+    parts = dict(zip(("weight", "scales", "biases"), packed, strict=True))
+    edit_weights(folder, **{f"model__layers__1__mlp__up_proj__{part}": value for part, value in parts.items()})
+    assert "does not say group_size and bits" in refused(folder)
+    edit_config(folder, quantization={"group_size": 64, "bits": 4})
+    assert "not a 4-bit tensor of shape (96, 64) in groups of 64" in refused(folder)
+    edit_config(folder, quantization={"group_size": 32, "bits": 4, "mode": "mxfp4"})
+    assert "mode 'mxfp4'" in refused(folder)
+    edit_config(folder, quantization={"group_size": 32, "bits": 4})
+    assert russet.load(folder).generate("x", max_tokens=2).prompt_tokens > 0
+
+
+def test_damaged_weights_and_an_index_that_leaves_the_folder(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert refused(folder).startswith(CheckpointError.__name__)
+    index = {"weight_map": {"a": "../../etc/passwd"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refused(folder).startswith(UnsafeCheckpointError.__name__)
+
+
+def test_a_missing_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    assert refused(folder).startswith(TokenizerError.__name__)
+
+
+def test_quantised_weights_are_expanded_on_a_cpu_and_give_the_same_logits(folder: Path, tiny_folder: Path) -> None:
+    tensors = mx.load(str(tiny_folder / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    rounded: dict[str, mx.array] = {}
+    packed: dict[str, mx.array] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            rounded[name] = packed[name] = tensor
+            continue
+        parts = mx.quantize(tensor, group_size=32, bits=4)
+        base = name.removesuffix(".weight")
+        packed.update({f"{base}.{part}": a for part, a in zip(("weight", "scales", "biases"), parts, strict=True)})
+        rounded[name] = mx.dequantize(*parts, group_size=32, bits=4)
+    logits = []
+    for weights, quantization in ((rounded, None), (packed, {"group_size": 32, "bits": 4})):
+        mx.save_safetensors(str(folder / "model.safetensors"), weights)
+        edit_config(folder, quantization=quantization)
+        decoder = load_decoder(folder)
+        out = decoder.extend(mx.array([[1, 2, 3]]), decoder.new_cache())
+        assert out is not None
+        logits.append(np.array(out))
+    assert np.array_equal(*logits)
+
+
+OLMO2 = {
+    "model_type": "olmo2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 259,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def foreign(folder: Path) -> Path:
+    """An architecture without a family here, which mlx-lm has."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.models.olmo2 import Model, ModelArgs
+
+    model = Model(ModelArgs.from_dict(OLMO2))
+    (folder / "config.json").write_text(json.dumps(OLMO2))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return folder
+
+
+def test_other_architectures_run_through_mlx_lm_and_say_so(foreign: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from mlx_lm.utils import load_model
+
+    model = russet.load(foreign)
+    assert "olmo2 through mlx-lm (exact prefill only" in model.card
+    assert [record.message for record in caplog.records if "through mlx-lm" in record.message]
+    peer, _ = load_model(foreign)
+    tokens = model.encode("Some text", raw=True)
+    for _ in range(6):
+        tokens.append(int(np.argmax(np.array(peer(mx.array([tokens])))[0, -1])))
+    assert model.generate("Some text", raw=True, max_tokens=6).tokens == tokens[-6:]
+
+
+def test_sessions_reuse_and_keep_their_words_through_mlx_lm(foreign: Path, tmp_path: Path) -> None:
+    model = russet.load(foreign)
+    session = model.session(max_tokens=4)
+    session.respond("One?")
+    assert session.respond("Two?").timings.cached_tokens > 0
+    session.save(tmp_path / "talk.russet")
+    again = model.load_session(tmp_path / "talk.russet", max_tokens=4)
+    assert again.messages == session.messages
+    assert again.respond("Three?").tokens == session.respond("Three?").tokens
+    with pytest.raises(InvalidOptionError, match="runs through mlx-lm"):
+        russet.load(foreign, kv_bits=8).generate("x")
+
+
+def test_an_unknown_architecture_and_a_missing_mlx_lm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_config(folder, model_type="frobnicator")
+    assert "'frobnicator', which neither Russet nor mlx-lm implements" in refused(folder)
+    edit_config(folder, model_type="../evil")
+    assert refused(folder).startswith(UnsupportedModelError.__name__)
+    monkeypatch.setitem(sys.modules, "russet.models.fallback", None)
+    assert refused(folder).startswith(MissingDependencyError.__name__)
+    assert "russet[mlx-lm]" in refused(folder)
+
+
+def test_foreign_weights_that_do_not_fit(foreign: Path) -> None:
+    edit_config(foreign, hidden_size=64)
+    assert refused(foreign).startswith(WeightsError.__name__)
