@@ -123,6 +123,23 @@ def test_the_default_rule_cuts_digits_in_threes_and_punctuation_apart() -> None:
     assert pieces == ["It", "'", "s", " ", "123", "45", " x", "+", "y"]
 
 
+def test_llama3_takes_a_word_of_the_vocabulary_whole(tmp_path: Path) -> None:
+    """Its tokenizer.json says ignore_merges: "abc" is one token though no merges lead to it."""
+
+    def fill(pre: str) -> Callable[[gguf.GGUFWriter], None]:
+        def add(writer: gguf.GGUFWriter) -> None:
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre(pre)
+            writer.add_token_list(["a", "b", "c", "ab", "abc"])
+            writer.add_token_merges(["a b"])
+
+        return add
+
+    for pre, expected in (("llama-bpe", ["abc"]), ("gpt-2", ["ab", "c"])):
+        tokenizer, _ = rebuilt(write(tmp_path / f"{pre}.gguf", fill(pre)))
+        assert tokenizer.encode("abc").tokens == expected
+
+
 def test_begin_of_sequence(tmp_path: Path) -> None:
     original = hugging_face("smollm")
     bos = original.token_to_id(SPECIAL)
