@@ -9,15 +9,15 @@ Format: torch/serialization.py and torch/_utils.py of PyTorch.
 from __future__ import annotations
 
 import io
-import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from russet.converters.base import SourceTensor
-from russet.engine.errors import CheckpointError, UnsafeCheckpointError
+from russet.converters.torch_pickle import ITEM_BYTES, StateUnpickler, View
+from russet.engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -27,70 +27,7 @@ MAX_PICKLE_BYTES = 256 << 20
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """A pickle of the number that torch.save wrote first before PyTorch 1.6."""
 
-# dtype in MLX's name -> bytes an element
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint64": 8,
-    "uint32": 4,
-    "uint16": 2,
-    "uint8": 1,
-    "bool_": 1,
-}
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool_",
-}
-_DTYPES = {name.removesuffix("_"): name for name in ITEM_BYTES}
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-
-
-# The stand-ins are tuples: unlike other objects, a pickle cannot alter them once they are made.
-
-
-class _DtypeName(NamedTuple):
-    """Stands for a torch storage class or a torch.dtype; None is untyped."""
-
-    name: str | None
-
-
-class _Storage(NamedTuple):
-    dtype: str | None
-    key: str
-    length: int
-
-
-class _View(NamedTuple):
-    """A tensor: a strided view of a storage; offset and strides count elements."""
-
-    storage: _Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Table(dict):
-    """Stands for an OrderedDict; what a pickle would set on it (`_metadata`) is ignored."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 def read_torch_file(path: Path) -> tuple[SourceTensor, ...]:
@@ -101,11 +38,11 @@ def read_torch_file(path: Path) -> tuple[SourceTensor, ...]:
     """
     archive = _Archive(path)
     state = _unwrap(path, archive.unpickle())
-    views = {name: value for name, value in state.items() if isinstance(value, _View)}
+    views = {name: value for name, value in state.items() if isinstance(value, View)}
     return tuple(_source_tensor(archive, str(name), view) for name, view in views.items())
 
 
-def _source_tensor(archive: _Archive, name: str, view: _View) -> SourceTensor:
+def _source_tensor(archive: _Archive, name: str, view: View) -> SourceTensor:
     archive.check(name, view)
     nbytes = prod(view.shape) * ITEM_BYTES[view.dtype]
     return SourceTensor(name, view.shape, view.dtype, nbytes, lambda: archive.read(view))
@@ -116,7 +53,7 @@ def _unwrap(path: Path, state: Any) -> Mapping[Any, Any]:
     for _ in range(3):
         if not isinstance(state, dict):
             break
-        if any(isinstance(value, _View) for value in state.values()):
+        if any(isinstance(value, View) for value in state.values()):
             return state
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
     raise CheckpointError(
@@ -156,7 +93,7 @@ class _Archive:
     def unpickle(self) -> Any:
         """What the pickle holds, with storages and tensors as stand-ins."""
         try:
-            return _Unpickler(io.BytesIO(self._pickle), self.path.name).load()
+            return StateUnpickler(io.BytesIO(self._pickle), self.path.name).load()
         except CheckpointError:
             raise
         except Exception as error:  # a damaged pickle can raise nearly anything
@@ -164,7 +101,7 @@ class _Archive:
                 f"The pickle in {self.path.name} is damaged ({type(error).__name__}: {error}); fetch it again."
             ) from error
 
-    def check(self, name: str, view: _View) -> None:
+    def check(self, name: str, view: View) -> None:
         """Verify that the view stays inside its storage, and the storage inside the file."""
         item = ITEM_BYTES[view.dtype]
         entry = self._entry(f"data/{view.storage.key}")
@@ -185,7 +122,7 @@ class _Archive:
                 f"{self.path.name}: tensor {name!r} repeats its storage; save it again with .contiguous()."
             )
 
-    def read(self, view: _View) -> mx.array:
+    def read(self, view: View) -> mx.array:
         """One tensor, made contiguous; float64 becomes float32."""
         import mlx.core as mx
         import numpy as np
@@ -245,67 +182,3 @@ class _Archive:
         if not header.startswith(b"PK\x03\x04") or start + entry.file_size > self._map().size:
             raise CheckpointError(f"{self.path.name}: the entry {entry.filename!r} is cut short; fetch it again.")
         return start
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries of stand-ins; every other global is refused by name."""
-
-    def __init__(self, file: Any, label: str) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._label = label
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        known: dict[tuple[str, str], Callable[..., Any]] = {
-            ("collections", "OrderedDict"): _Table,
-            ("torch", "Size"): tuple,
-            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_typed,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-        }
-        if (module, name) in known:
-            return known[module, name]
-        if module == "torch" and name in _STORAGES:
-            return _DtypeName(_STORAGES[name])
-        if (module, name) == ("torch.storage", "UntypedStorage"):
-            return _DtypeName(None)
-        if module == "torch" and name in _DTYPES:
-            return _DtypeName(_DTYPES[name])
-        if module == "torch" and name.lower().startswith(("float8", "float4", "complex", "quint", "qint")):
-            raise CheckpointError(
-                f"{self._label} holds {name} tensors, which Russet does not read; start from the 16-bit checkpoint."
-            )
-        raise UnsafeCheckpointError(
-            f"{self._label} asks to run {module}.{name}, which a file of weights has no need of; nothing was run. "
-            "Save the model's state_dict() alone, or get the model from a source you trust as safetensors."
-        )
-
-    def persistent_load(self, pid: Any, /) -> _Storage:
-        match pid:
-            case ("storage", _DtypeName(dtype), str(key), _, int(length)):
-                return _Storage(dtype, key, length)
-        raise CheckpointError(f"The pickle in {self._label} refers to {pid!r}, which is not a storage.")
-
-    def _rebuild_typed(
-        self,
-        storage: _Storage,
-        offset: int,
-        shape: Any,
-        strides: Any,
-        _grad: Any,
-        _hooks: Any,
-        dtype: _DtypeName,
-        *_: Any,
-    ) -> _View:
-        return _rebuild_tensor(_Storage(dtype.name, storage.key, storage.length), offset, shape, strides)
-
-
-def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _View:
-    if not isinstance(storage, _Storage) or storage.dtype is None or len(shape) != len(strides):
-        raise ValueError("a tensor without a storage or a dtype, or with strides for another shape")
-    return _View(storage, storage.dtype, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(data: _View, *_: Any) -> _View:
-    return data
