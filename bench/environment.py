@@ -30,6 +30,7 @@ def environment() -> dict[str, Any]:
         "gpu": str(mx.device_info().get("device_name")) if gpu else None,
         "gpu_memory_bytes": memory_bytes() if gpu else None,
         "blas": None if gpu else use_fast_blas().name,
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
         "os": platform.platform(),
         "python": platform.python_version(),
         "russet": russet.__version__,

@@ -58,11 +58,12 @@ class MlxLm:
 
 def load_mlx_lm(folder: Path) -> Module:
     """The model as mlx-lm loads it, weights not yet in memory; PeerError where mlx-lm cannot."""
-    from mlx_lm.utils import load_model
-
     try:
+        # Its import fails where a package that it needs, such as transformers, is missing or too old.
+        from mlx_lm.utils import load_model
+
         return load_model(folder, lazy=True)[0]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ImportError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise PeerError(f"mlx-lm cannot load {folder} ({error}); leave out --peer mlx-lm.") from error
 
 

@@ -49,12 +49,13 @@ def machine_line(found: dict[str, Any]) -> str:
     ]
     if found["gpu"]:
         machine.insert(0, f"{found['gpu']} with {readable_bytes(found['gpu_memory_bytes'])}")
+    threads = found["blas_threads"]
     russet = f"Russet {found['russet']}" + (f" ({found['git']})" if found["git"] else "")
     software = [found["os"], f"Python {found['python']}", russet, f"MLX {found['mlx']}"]
     if found["mlx-lm"]:
         software.append(f"mlx-lm {found['mlx-lm']}")
     if found["blas"]:
-        software.append(f"BLAS {found['blas']}")
+        software.append(f"BLAS {found['blas']}" + (f" (threads: {threads})" if threads else ""))
     return f"Machine: {', '.join(machine)}; {', '.join(software)}; load {found['load_average']:.1f} at the start."
 
 
@@ -76,7 +77,8 @@ def _warm(report: Report) -> Table:
                 cells += _comparison(result, peer) if name == OURS else ("", "", "")
             rows.append(cells)
     settings = report.settings
-    title = f"Decode: {settings['generate']} tokens generated, median (lowest–highest) of {settings['repeat']}"
+    count = f"up to {settings['repeat']}" if report.interrupted else settings["repeat"]
+    title = f"Decode: {settings['generate']} tokens generated, median (lowest–highest) of {count} runs"
     return Table(title, header, tuple(rows))
 
 

@@ -31,6 +31,12 @@ def test_a_folder_that_the_peer_cannot_load_is_told_in_a_sentence(tmp_path: Path
         MlxLm(tmp_path)
 
 
+def test_a_peer_that_cannot_be_imported_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
+    with pytest.raises(PeerError, match=r"mlx-lm cannot load .*mlx_lm\.utils"):
+        MlxLm(tmp_path)
+
+
 def test_both_draw_the_same_tokens_and_do_not_stop_at_the_end_of_the_reply(folder: Path) -> None:
     ours, theirs = Russet(load(folder), 0), MlxLm(folder)
     one, other = ours.run(PROMPT, 24), theirs.run(PROMPT, 24)
