@@ -87,6 +87,6 @@ class Source:
 
 def tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
     """The tokenizer files of a folder, by name; links that leave the folder are refused."""
-    from russet.converters.shards import inside
+    from russet.models.shards import inside
 
     return {name: inside(folder, name) for name in TOKENIZER_FILES if (folder / name).exists()}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from russet.converters.base import Source, SourceTensor, tokenizer_files
-from russet.converters.safetensors_file import open_safetensors
-from russet.converters.shards import INDEX, indexed_files, inside, shards
 from russet.converters.torch_file import read_torch_file
 from russet.engine.errors import CheckpointError, UnsupportedModelError
+from russet.models.safetensors_file import open_safetensors
+from russet.models.shards import INDEX, indexed_files, inside, shards
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 

@@ -12,8 +12,8 @@ from typing import Any
 from russet.converters.base import FLOATS, Source, SourceTensor
 from russet.converters.hf import MLX_NAMES
 from russet.converters.quantize import Recipe, Target, choose_dtype, target_of
-from russet.converters.safetensors_file import ITEM_BYTES
-from russet.converters.shards import INDEX
+from russet.models.safetensors_file import ITEM_BYTES
+from russet.models.shards import INDEX
 
 MAX_SHARD_BYTES = 5_000_000_000
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from russet.converters.layout import Plan, Planned, Shard
 from russet.converters.quantize import BLOCK_WEIGHTS
-from russet.converters.safetensors_file import SafetensorsFile, open_safetensors
 from russet.engine.errors import WeightsError
+from russet.models.safetensors_file import SafetensorsFile, open_safetensors
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from russet.converters.layout import Plan, Planned, Shard
 from russet.converters.quantize import blocks
-from russet.engine.errors import OutputExistsError, StorageError
+from russet.engine.errors import OutputExistsError
+from russet.engine.storage import require_space, writing
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -32,12 +32,12 @@ def staged_folder(dst: Path, nbytes: int) -> Iterator[Path]:
     made = [parent for parent in dst.parents if not parent.exists()]
     folder = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.partial"
     try:
-        with storage_errors(dst):
+        with writing(dst):
             dst.parent.mkdir(parents=True, exist_ok=True)
-            _require_room(dst, nbytes)
+            require_space(dst.parent, nbytes)
             folder.mkdir()
         yield folder
-        with storage_errors(dst):
+        with writing(dst):
             _sync(folder)
             if os.path.lexists(dst):
                 raise OutputExistsError(f"{dst} was made by something else meanwhile; it was left as it is.")
@@ -64,7 +64,7 @@ def write_folder(folder: Path, plan: Plan, progress: Progress) -> None:
     """
     for name, content in plan.files.items():
         data = content if isinstance(content, bytes) else content.read_bytes()
-        with storage_errors(folder), (folder / name).open("wb") as file:
+        with writing(folder), (folder / name).open("wb") as file:
             file.write(data)
             _sync_file(file)
     for shard in plan.shards:
@@ -74,7 +74,7 @@ def write_folder(folder: Path, plan: Plan, progress: Progress) -> None:
 def _write_shard(folder: Path, shard: Shard, progress: Progress) -> None:
     import mlx.core as mx
 
-    with storage_errors(folder), (folder / shard.name).open("wb") as file:
+    with writing(folder), (folder / shard.name).open("wb") as file:
         file.write(shard.header)
         for tensor in shard.tensors:
             _write_tensor(file, tensor)
@@ -99,27 +99,6 @@ def _bytes_of(array: mx.array) -> memoryview:
 
     plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
     return np.ascontiguousarray(plain).reshape(-1).view(np.uint8).data
-
-
-@contextmanager
-def storage_errors(place: Path) -> Iterator[None]:
-    """Turn the errors of a disk into sentences."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"The disk that holds {place.parent} is full; free some space and convert again."
-            ) from error
-        raise StorageError(f"{place} could not be written ({error.strerror or error}).") from error
-
-
-def _require_room(dst: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(dst.parent).free
-    if free < nbytes:
-        raise StorageError(
-            f"{dst} needs {nbytes / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB left; free some space."
-        )
 
 
 def _sync_file(file: BinaryIO) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .gemv import forwarding_gemm
-from .import_slots import import_slots, library_of, read_slot, symbol_address, write_slot
+from russet.engine.gemv import forwarding_gemm
+from russet.engine.import_slots import import_slots, library_of, read_slot, symbol_address, write_slot
 
 _logger = logging.getLogger("russet")
 

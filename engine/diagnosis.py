@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .paths import cache_root
-from .storage import readable_bytes
+from russet.engine.paths import cache_root
+from russet.engine.storage import readable_bytes
 
 # Distribution, and what it adds.
 _EXTRAS = (
@@ -68,7 +68,7 @@ def _mlx() -> Finding:
 
 
 def _device() -> Finding:
-    from .device import memory_bytes, on_gpu
+    from russet.engine.device import memory_bytes, on_gpu
 
     gpu, name, memory = on_gpu(), _device_name(), memory_bytes()
     cores = _gpu_cores() if gpu else os.cpu_count()
@@ -79,14 +79,14 @@ def _device() -> Finding:
 
 
 def _dtype() -> Finding:
-    from .device import on_gpu
+    from russet.engine.device import on_gpu
 
     name = "as stored" if on_gpu() else "float32"
     return Finding("dtype", name, name)
 
 
 def _blas() -> Finding:
-    from .blas import use_fast_blas
+    from russet.engine.blas import use_fast_blas
 
     info = use_fast_blas()
     gflops, bandwidth = cpu_speed()
@@ -160,7 +160,7 @@ def _seconds(work: Callable[[], None]) -> float:
 def _device_name() -> str:
     import mlx.core as mx
 
-    from .device import on_gpu
+    from russet.engine.device import on_gpu
 
     if on_gpu():
         return str(mx.device_info().get("device_name", "unknown"))

@@ -10,9 +10,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .errors import StorageError
-from .paths import cache_root
-from .storage import make_folder
+from russet.engine.errors import StorageError
+from russet.engine.paths import cache_root
+from russet.engine.storage import make_folder
 
 _SOURCE = Path(__file__).with_name("gemv.c")
 _COMPILERS = ("cc", "gcc", "clang")

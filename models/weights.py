@@ -7,12 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from russet.converters.safetensors_file import open_safetensors
-from russet.converters.shards import shards
 from russet.engine.errors import CheckpointError, UnsupportedModelError, WeightsError
 from russet.models.config import DecoderConfig
 from russet.models.linear import Affine, Weight
+from russet.models.safetensors_file import open_safetensors
 from russet.models.shapes import Shape, expected_shapes, parameter_count
+from russet.models.shards import shards
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 

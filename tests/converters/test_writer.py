@@ -13,11 +13,11 @@ from russet.converters.base import Source, SourceTensor
 from russet.converters.convert import convert
 from russet.converters.layout import make_plan
 from russet.converters.quantize import Recipe, Rule
-from russet.converters.safetensors_file import open_safetensors
-from russet.converters.shards import shards
 from russet.converters.writer import staged_folder, write_folder
 from russet.engine.errors import OutputExistsError, StorageError, WeightsError
 from russet.engine.progress import SilentProgress
+from russet.models.safetensors_file import open_safetensors
+from russet.models.shards import shards
 
 
 def listing(folder: Path) -> list[str]:
@@ -103,8 +103,8 @@ def test_a_destination_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), StorageError, "is full; free some space"),
-        (OSError(errno.EIO, "Input/output error"), StorageError, "could not be written .Input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device"), StorageError, "is full: free some space"),
+        (OSError(errno.EIO, "Input/output error"), StorageError, "cannot be written .Input/output error"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
@@ -153,7 +153,7 @@ def test_too_little_room_is_said_before_writing(tmp_path: Path, hf_folder, llama
 
     usage = writer.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(StorageError, match=r"needs 0\.00 GB but the disk has 0\.00 GB"):
+    with pytest.raises(StorageError, match=r"has 1\.0 kB free but .* are needed"):
         convert(hf_folder(llama_config), tmp_path / "new" / "dst")
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
@@ -161,14 +161,14 @@ def test_too_little_room_is_said_before_writing(tmp_path: Path, hf_folder, llama
 def test_a_folder_that_cannot_be_written(tmp_path: Path, hf_folder, llama_config, monkeypatch) -> None:
     src = hf_folder(llama_config)
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         convert(src, tmp_path / "file" / "dst")
 
     def refuse(*_, **__) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(StorageError, match=r"could not be written .Permission denied"):
+    with pytest.raises(StorageError, match=r"cannot be written .Permission denied"):
         convert(src, tmp_path / "dst")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "src"]
 

@@ -36,9 +36,10 @@ def wheel(member: str = "tiny/tiny.gguf", content: bytes = GGUF) -> bytes:
     return file.getvalue()
 
 
-def copying(src: Path, dst: Path, *, progress=None) -> None:
+def copying(src: Path, dst: Path, *, progress=None) -> types.SimpleNamespace:
     dst.mkdir()
     (dst / "model.safetensors").write_bytes(src.read_bytes() if src.is_file() else b"from a folder")
+    return types.SimpleNamespace(notes=("one tensor is special",))
 
 
 def on_disk() -> list[str]:
@@ -72,9 +73,10 @@ def no_pip():
     raise DownloadError("there is no pip to try instead")
 
 
-def test_the_second_source_serves_where_the_hub_does_not(index):
+def test_the_second_source_serves_where_the_hub_does_not(index, caplog):
     folder = obtain("tiny")
     assert folder == models_dir() / "tiny"
+    assert "tiny: one tensor is special" in caplog.messages
     assert on_disk() == ["models/tiny/model.safetensors", "models/tiny/source.json"]
     assert (folder / "model.safetensors").read_bytes() == GGUF
     assert json.loads((folder / "source.json").read_text()) == {"name": "tiny", "source": "pypi:tiny==1.0"}
@@ -183,8 +185,8 @@ sys.path.insert(0, {tests!r})
 import test_download as t
 from russet.models import catalog, download
 def slowly(src, dst, *, progress=None):
-    t.copying(src, dst)
     time.sleep(0.5)
+    return t.copying(src, dst)
 sys.modules["russet.converters.convert"] = types.SimpleNamespace(convert=slowly)
 catalog.CATALOG["tiny"] = catalog.Entry("tiny", "", "", 10, "", (catalog.PackageSource(*{source!r}),))
 print(download.obtain("tiny"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from russet.converters.shards import INDEX, shards
 from russet.engine.errors import CheckpointError, UnsafeCheckpointError
+from russet.models.shards import INDEX, shards
 
 
 def index(folder: Path, *names: object) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from russet.converters.safetensors_file import MAX_HEADER_BYTES, open_safetensors
 from russet.engine.errors import CheckpointError
+from russet.models.safetensors_file import MAX_HEADER_BYTES, open_safetensors
 
 
 def craft(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
