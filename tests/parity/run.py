@@ -1,7 +1,8 @@
 """Compare the committed golden folders with the libraries they come from, or write them anew.
 
-    python tests/parity/run.py            recompute every golden's logits and fail on a difference
-    python tests/parity/run.py --write    draw the tiny checkpoints and write tests/golden/
+    python tests/parity/run.py            recompute every golden's logits and fail on a difference; then smollm2.py
+    python tests/parity/run.py NAME ...   only these folders
+    python tests/parity/run.py --write    draw the tiny checkpoints and write tests/golden/ (smollm2.py writes its own)
 
 Runs where torch, transformers, tamm and mlx-lm are installed (`make parity`); the suite needs only what is committed.
 """
@@ -19,6 +20,7 @@ import numpy as np
 import reference_mlx_lm
 import reference_tamm
 import reference_transformers
+import smollm2
 from safetensors.torch import save_file as save_torch
 from variants import LENGTH, VARIANTS, Config, Variant
 from weights import random_tokens, random_weights
@@ -77,9 +79,13 @@ def check(variant: Variant) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare the golden folders with the libraries they come from.")
-    parser.add_argument("--write", action="store_true", help="write the golden folders before checking them")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="compare only (the default)")
+    mode.add_argument("--write", action="store_true", help="write the golden folders before checking them")
     parser.add_argument("variants", nargs="*", help="names of variants (all)")
     options = parser.parse_args()
+    if unknown := set(options.variants) - {variant.name for variant in VARIANTS}:
+        parser.error(f"no such golden: {', '.join(sorted(unknown))}")
     chosen = [variant for variant in VARIANTS if not options.variants or variant.name in options.variants]
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tamm", "mlx", "mlx-lm")))
     failed = 0
@@ -89,6 +95,8 @@ def main() -> int:
         worst = check(variant)
         failed += worst > SAME
         print(f"{variant.name:16} {variant.reference:13} {worst:.1e}{'' if worst <= SAME else '  DIFFERS'}")
+    if not options.variants:
+        failed += not smollm2.compare()
     return 1 if failed else 0
 
 
