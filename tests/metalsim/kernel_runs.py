@@ -1,0 +1,40 @@
+"""Run one of Russet's kernels on the simulator, as Metal would."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from metalsim import ORDERS, metal_kernel
+
+from russet.kernels.backend import header, text
+from russet.kernels.base import Inputs, Kernel
+
+
+def simulate(
+    kernel: Kernel, inputs: Inputs, order: str = "forward", fill: int = 0xFF, guard_start: bool = False
+) -> list[mx.array]:
+    launch = kernel.launch("metal", *inputs)
+    run = metal_kernel(kernel.name, kernel.inputs, kernel.outputs, text(kernel.body), header(kernel.headers, "metal"))
+    return run(
+        inputs=inputs,
+        grid=launch.grid,
+        threadgroup=launch.threadgroup,
+        template=launch.template,
+        output_shapes=launch.output_shapes,
+        output_dtypes=launch.output_dtypes,
+        order=order,
+        fill=fill,
+        guard_start=guard_start,
+    )
+
+
+def simulate_all_orders(kernel: Kernel, inputs: Inputs) -> list[mx.array]:
+    """The outputs, which have to be the same bits in every order of threads and over any earlier contents."""
+    runs = [
+        simulate(kernel, inputs, order, fill, guard_start=order == "reverse")
+        for order, fill in zip(ORDERS, (0xFF, 0x00, 0x5A), strict=True)
+    ]
+    for others in runs[1:]:
+        for first, other in zip(runs[0], others, strict=True):
+            same = mx.array_equal(first.view(mx.uint8), other.view(mx.uint8)).item()
+            assert same, f"{kernel.name}: its result follows the order of threads, or it leaves elements unwritten"
+    return runs[0]
