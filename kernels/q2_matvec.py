@@ -1,0 +1,176 @@
+"""y = x W^T for balanced 2-bit weights: W = (q - 1.5) scale, levels {-1.5, -0.5, 0.5, 1.5} times a scale.
+
+x       [R, K], float16, bfloat16 or float32, R from 1 to 16, K a multiple of 64, starting on a 16-byte boundary
+w       [N, K / 16] uint32, 16 weights a word, weight i at bits 2i: MLX's 2-bit affine packing; N at least 8
+scales  [N], or [N, K / G] with G of 32, 64 or 128; any floating type
+y       [R, N] in x's type
+
+Products and sums are in float32, and the levels exact: what remains is the rounding of y and the order of the sum.
+Two bodies share the work. Scalar products (q2_lanes) cost one multiply-add a weight and row; matrix tiles (q2_tiles)
+cost the same for 1 row as for 8, on tensor cores or simdgroup matrices. Decoding writes 2 bits into a mantissa,
+which needs no integer-to-float conversion (Kim et al. 2022, https://arxiv.org/abs/2211.10017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import mlx.core as mx
+
+from .backend import Backend, backend
+from .base import Inputs, Kernel, Launch
+
+MAX_ROWS = 16
+GROUPS = (0, 32, 64, 128)
+
+_OUTPUTS_PER_TILE = 16
+_STAGED_BYTES = 16 << 10
+_WORDS_IN_FLIGHT = 4
+_LANE_OUTPUTS = 4
+_LANE_SIMDGROUPS = 2
+_LANE_ROWS = 4
+_TOLERANCE = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 1e-5}
+
+
+def q2_matvec(x: mx.array, w: mx.array, scales: mx.array) -> mx.array:
+    """Return x W^T over the last axis of x, by the body that suits the rows and the device, or by MLX's operations.
+
+    More than 16 rows, or a shape outside the contract above, go to MLX. Raises ValueError if the shapes do not match.
+    """
+    k = w.shape[-1] * 16
+    if x.shape[-1] != k or scales.shape[0] != w.shape[0] or group_size(w, scales) not in GROUPS:
+        raise ValueError(f"x {x.shape}, w {w.shape} and scales {scales.shape} do not make a 2-bit product.")
+    rows = x.size // k
+    flat = x.reshape(rows, k)
+    if rows > MAX_ROWS or k % 64 or w.shape[0] < 8:
+        y = _reference(flat, w, scales)[0]
+    else:
+        y = (TILES if _suits_tiles(rows, x.dtype, backend()) else LANES)(flat, w, scales)[0]
+    return y.reshape(*x.shape[:-1], w.shape[0])
+
+
+def group_size(w: mx.array, scales: mx.array) -> int:
+    """Weights a scale, 0 for one scale an output."""
+    return 0 if scales.ndim == 1 else w.shape[1] * 16 // scales.shape[1]
+
+
+def affine(w: mx.array, scales: mx.array) -> tuple[mx.array, mx.array, int]:
+    """Scales, biases and group size of the same weights in MLX's affine form, in float32, where it is exact."""
+    wide, k = scales.astype(mx.float32), w.shape[1] * 16
+    group = group_size(w, scales)
+    if not group:
+        group = next(size for size in (128, 64, 32) if k % size == 0)
+        wide = mx.broadcast_to(wide[:, None], (w.shape[0], k // group))
+    return wide, -1.5 * wide, group
+
+
+def random_inputs(rows: int, n: int, k: int, group: int, dtype: mx.Dtype, scale_dtype: mx.Dtype) -> Inputs:
+    """Random x, w and scales, the same ones each time."""
+    keys = mx.random.split(mx.random.key(rows * n + k), 3)
+    w = mx.random.randint(0, 1 << 16, (2, n, k // 16), mx.uint32, keys[0])
+    scales = mx.random.uniform(0.5, 1.5, (n, k // group) if group else (n,), key=keys[1]) / k**0.5
+    x = mx.random.normal((rows, k), key=keys[2])
+    return x.astype(dtype), w[0] << 16 | w[1], scales.astype(scale_dtype)
+
+
+def _suits_tiles(rows: int, dtype: mx.Dtype, target: Backend | None) -> bool:
+    # Tensor cores round float32. On Apple GPUs a tile costs 8 rows' multiply-adds whatever the rows.
+    return dtype != mx.float32 if target == "cuda" else rows > _LANE_ROWS
+
+
+def _reference(x: mx.array, w: mx.array, scales: mx.array) -> list[mx.array]:
+    wide, biases, group = affine(w, scales)
+    y = mx.quantized_matmul(x.astype(mx.float32), w, wide, biases, True, group, 2)
+    return [y.astype(x.dtype)]
+
+
+def _words_per_load(k: int, group: int) -> int:
+    if group:
+        return 2 if group == 128 else 1
+    return next(run for run in (4, 2, 1) if k % (64 * run) == 0)
+
+
+def _launch_tiles(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
+    (rows, k), n, group = x.shape, w.shape[0], group_size(w, scales)
+    staged_rows = next(count for count in (1, 2, 4, 8, 16) if count >= rows)
+    run, tiles = _words_per_load(k, group), -(-n // _OUTPUTS_PER_TILE)
+    loads = max(1, min(_WORDS_IN_FLIGHT, k // 128 * 2) // run)
+    staged = staged_rows * 4 * run * loads * 16 * x.dtype.size
+    simdgroups = min(_simdgroups(tiles), _STAGED_BYTES // staged)
+    template = (
+        ("T", x.dtype),
+        ("G", group),
+        ("RUN", run),
+        ("LOADS", loads),
+        ("ROWS", staged_rows),
+        ("SIMDGROUPS", simdgroups),
+    )
+    threads = 32 * simdgroups
+    return Launch((tiles * threads, 1, 1), (threads, 1, 1), template, ((rows, n),), (x.dtype,))
+
+
+def _simdgroups(tiles: int) -> int:
+    # The fewer the outputs, the more simdgroups share each of them.
+    return 4 if tiles >= 512 else 8 if tiles >= 192 else 16
+
+
+def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
+    rows, n = x.shape[0], w.shape[0]
+    each = min(rows, _LANE_ROWS)
+    threads = 32 * _LANE_SIMDGROUPS
+    template = (
+        ("T", x.dtype),
+        ("G", group_size(w, scales)),
+        ("ROWS", each),
+        ("OUTPUTS", _LANE_OUTPUTS),
+        ("SIMDGROUPS", _LANE_SIMDGROUPS),
+    )
+    blocks = -(-n // (_LANE_OUTPUTS * _LANE_SIMDGROUPS))
+    grid = (blocks * threads, -(-rows // each), 1)
+    return Launch(grid, (threads, 1, 1), template, ((rows, n),), (x.dtype,))
+
+
+def _sample(x: mx.array, w: mx.array, scales: mx.array) -> Inputs:
+    group, n, k = group_size(w, scales), w.shape[0], x.shape[1]
+    run, simdgroups = _words_per_load(k, group), _simdgroups(-(-n // _OUTPUTS_PER_TILE))
+    if k >= 256:
+        k = {1: 320, 2: 384, 4: 768}[run]
+    n = next(n for n in (40, 3072, 8192) if _simdgroups(n // _OUTPUTS_PER_TILE) == simdgroups)
+    return random_inputs(x.shape[0], n, k, group, x.dtype, scales.dtype)
+
+
+def _examples(dtypes: dict[Backend, tuple[mx.Dtype, ...]], rows: tuple[int, ...], target: Backend) -> Iterator[Inputs]:
+    for dtype, group, count in product(dtypes[target], GROUPS, rows):
+        # One scale an output: a k for each count of words that a lane reads at once.
+        for k in (384,) if group else (320, 384, 768):
+            yield random_inputs(count, 40, k, group, dtype, dtype)
+
+
+_ALL = (mx.float16, mx.bfloat16, mx.float32)
+_INPUTS = ("x", "w", "scales")
+
+TILES = Kernel(
+    name="q2_tiles",
+    body="q2_tiles.metal",
+    headers=("q2.h",),
+    inputs=_INPUTS,
+    outputs=("out",),
+    reference=_reference,
+    launch=_launch_tiles,
+    sample=_sample,
+    examples=lambda target: _examples({"metal": _ALL, "cuda": _ALL[:2]}, (5, 11), target),
+    tolerance=_TOLERANCE,
+)
+LANES = Kernel(
+    name="q2_lanes",
+    body="q2_lanes.metal",
+    headers=("q2.h",),
+    inputs=_INPUTS,
+    outputs=("out",),
+    reference=_reference,
+    launch=_launch_lanes,
+    sample=_sample,
+    examples=lambda target: _examples({"metal": _ALL, "cuda": _ALL}, (1, 2, 3, 4, 7), target),
+    tolerance=_TOLERANCE,
+)

@@ -1,0 +1,132 @@
+// The Metal names that kernel bodies use, for CUDA: qualifiers, attributes, simdgroup functions, and matrix tiles.
+#define device
+#define constant
+#define thread
+#define threadgroup __shared__
+#define TG(T) T*
+typedef unsigned int uint;
+typedef unsigned short ushort;
+typedef unsigned char uchar;
+typedef __half half;
+typedef __half2 half2;
+typedef __half float16_t;
+typedef __nv_bfloat16 bfloat16_t;
+
+#define thread_position_in_threadgroup threadIdx
+#define threadgroup_position_in_grid blockIdx
+#define threads_per_threadgroup blockDim
+#define threadgroups_per_grid gridDim
+#define thread_index_in_threadgroup (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))
+#define thread_index_in_simdgroup (thread_index_in_threadgroup & 31u)
+#define simdgroup_index_in_threadgroup (thread_index_in_threadgroup >> 5)
+#define simdgroups_per_threadgroup ((blockDim.x * blockDim.y * blockDim.z + 31u) >> 5)
+
+struct mem_flags { enum kind { mem_none, mem_device, mem_threadgroup }; };
+#define threadgroup_barrier(flags) __syncthreads()
+#define simdgroup_barrier(flags) __syncwarp()
+template <class T> T simd_shuffle(T v, ushort lane) { return __shfl_sync(~0u, v, lane); }
+template <class T> T simd_shuffle_xor(T v, ushort mask) { return __shfl_xor_sync(~0u, v, mask); }
+template <class T> T simd_sum(T v) {
+  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+  return v;
+}
+template <class T> T simd_max(T v) {
+  for (int o = 16; o; o >>= 1) { T u = __shfl_xor_sync(~0u, v, o); v = u > v ? u : v; }
+  return v;
+}
+template <class To, class From> To as_type(From from) {
+  static_assert(sizeof(To) == sizeof(From), "as_type keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+namespace metal {
+inline float exp(float x) { return expf(x); }
+inline float rsqrt(float x) { return rsqrtf(x); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline float min(float a, float b) { return fminf(a, b); }
+}
+
+template <int V> struct word_run { uint word[V]; };
+inline void load_words(const uint* p, word_run<1>& run) { run.word[0] = p[0]; }
+inline void load_words(const uint* p, word_run<2>& run) {
+  uint2 v = *(const uint2*)p;
+  run.word[0] = v.x; run.word[1] = v.y;
+}
+inline void load_words(const uint* p, word_run<4>& run) {
+  uint4 v = *(const uint4*)p;
+  run.word[0] = v.x; run.word[1] = v.y; run.word[2] = v.z; run.word[3] = v.w;
+}
+
+// The tensor cores take weights in the type of the input: bfloat16 has 7 bits of mantissa to write into.
+template <typename T> struct mantissa { enum { bits = 10, bias = 15 }; };
+template <> struct mantissa<__nv_bfloat16> { enum { bits = 7, bias = 127 }; };
+template <typename T> struct weight_pair { uint v; };
+template <typename T> inline weight_pair<T> fma_pair(uint pair, uint scale, uint offset) {
+  return {as_type<uint>(__hfma2(as_type<__half2>(pair), as_type<__half2>(scale), as_type<__half2>(offset)))};
+}
+template <> inline weight_pair<__nv_bfloat16> fma_pair<__nv_bfloat16>(uint pair, uint scale, uint offset) {
+  typedef __nv_bfloat162 two;
+  return {as_type<uint>(__hfma2(as_type<two>(pair), as_type<two>(scale), as_type<two>(offset)))};
+}
+inline float half_low(uint word) { return __low2float(as_type<__half2>(word)); }
+inline float half_high(uint word) { return __high2float(as_type<__half2>(word)); }
+
+// Matrix tiles, as in prelude_metal.h, in the register layout of mma.m16n8k16 (PTX ISA, "Matrix fragments").
+inline uint tile_output(uint lane) { return lane >> 2; }
+inline uint tile_word(uint lane) { return lane & 3u; }
+inline uint tile_row(uint lane) { return 2u * (lane & 3u); }
+
+// The input under one word of 16 weights: elements j and j + 8 side by side, as the weights come out of a word. The
+// halves of odd rows change places, so that the rows that one access reads lie in different banks.
+template <typename T> struct tile_unit { uint4 half[2]; };
+
+template <typename T> inline void tile_stage(tile_unit<T>* unit, const T* x, uint row) {
+  const uint4 low = ((const uint4*)x)[0], high = ((const uint4*)x)[1];
+  unit->half[row & 1u] = {__byte_perm(low.x, high.x, 0x5410), __byte_perm(low.x, high.x, 0x7632),
+                          __byte_perm(low.y, high.y, 0x5410), __byte_perm(low.y, high.y, 0x7632)};
+  unit->half[(row & 1u) ^ 1u] = {__byte_perm(low.z, high.z, 0x5410), __byte_perm(low.z, high.z, 0x7632),
+                                 __byte_perm(low.w, high.w, 0x5410), __byte_perm(low.w, high.w, 0x7632)};
+}
+
+template <typename T> inline void tile_clear(tile_unit<T>* unit) {
+  unit->half[0] = {0, 0, 0, 0};
+  unit->half[1] = {0, 0, 0, 0};
+}
+
+// A lane's share of the input: weights j and j + 8 of its word, for one input row.
+template <typename T> struct tile_x { uint pair[8]; };
+
+template <typename T>
+inline void tile_read(tile_x<T>& tile, const tile_unit<T>* unit, uint spread, uint stride, uint rows, uint lane) {
+  uint row = lane >> 2;
+  uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+  if (row < rows) {
+    const tile_unit<T>* from = unit + spread * tile_word(lane) + row * stride;
+    low = from->half[row & 1u];
+    high = from->half[(row & 1u) ^ 1u];
+  }
+  tile.pair[0] = low.x; tile.pair[1] = low.y; tile.pair[2] = low.z; tile.pair[3] = low.w;
+  tile.pair[4] = high.x; tile.pair[5] = high.y; tile.pair[6] = high.z; tile.pair[7] = high.w;
+}
+
+template <typename T> inline tile_x<T> tile_keep(tile_x<T> tile, uint part, uint lane) {
+#pragma unroll
+  for (int j = 0; j < 8; j++) tile.pair[j] = (tile_word(lane) >> 1) == part ? tile.pair[j] : 0u;
+  return tile;
+}
+
+template <typename T> struct tile_type { enum { bfloat = 0 }; };
+template <> struct tile_type<__nv_bfloat16> { enum { bfloat = 1 }; };
+
+#define MMA(TYPE)                                                                                   \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                       \
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                              \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                             \
+               : "r"(low[0].v), "r"(high[0].v), "r"(low[1].v), "r"(high[1].v), "r"(tile.pair[j]), "r"(tile.pair[j + 1]))
+template <typename T>
+inline void tile_multiply(float* sum, weight_pair<T>* low, weight_pair<T>* high, tile_x<T>& tile, uint j) {
+  if constexpr (tile_type<T>::bfloat) MMA("bf16");
+  else MMA("f16");
+}
+#undef MMA

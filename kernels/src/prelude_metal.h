@@ -1,0 +1,92 @@
+// Names that the kernel bodies use on both back-ends, for Metal. prelude_cuda.h gives the same names to CUDA.
+
+#include <metal_simdgroup_matrix>
+
+#define TG(T) threadgroup T*
+
+template <int V> struct word_run { uint word[V]; };
+
+// V consecutive words in one load; `p` is aligned to all of them.
+inline void load_words(const device uint* p, thread word_run<1>& run) { run.word[0] = p[0]; }
+inline void load_words(const device uint* p, thread word_run<2>& run) {
+  uint2 v = *(const device uint2*)p;
+  run.word[0] = v.x; run.word[1] = v.y;
+}
+inline void load_words(const device uint* p, thread word_run<4>& run) {
+  uint4 v = *(const device uint4*)p;
+  run.word[0] = v.x; run.word[1] = v.y; run.word[2] = v.z; run.word[3] = v.w;
+}
+
+// Two small floats in one word, made by writing integers into the top of their mantissas; 1.0 is bias << bits.
+template <typename T> struct mantissa { enum { bits = 10, bias = 15 }; };
+template <typename T> struct weight_pair { half2 v; };
+
+// pair * scale + offset, where every argument holds the bits of two such floats.
+template <typename T> inline weight_pair<T> fma_pair(uint pair, uint scale, uint offset) {
+  half2 a = as_type<half2>(pair), b = as_type<half2>(scale), c = as_type<half2>(offset);
+  weight_pair<T> made;
+  made.v.x = fma(a.x, b.x, c.x);
+  made.v.y = fma(a.y, b.y, c.y);
+  return made;
+}
+inline float half_low(uint word) { return float(as_type<half2>(word).x); }
+inline float half_high(uint word) { return float(as_type<half2>(word).y); }
+
+// Matrix tiles: 16 outputs by 8 input rows. In the result, a lane holds outputs tile_output and tile_output + 8 of
+// input rows tile_row and tile_row + 1; of the weights it holds the same outputs, and word tile_word of 4.
+inline uint tile_output(uint lane) { return ((lane >> 2) & 4u) + ((lane >> 1) & 3u); }
+inline uint tile_word(uint lane) { return ((lane >> 2) & 2u) + (lane & 1u); }
+inline uint tile_row(uint lane) { return 2u * tile_word(lane); }
+
+// The input under one word of 16 weights, as it waits in threadgroup memory.
+template <typename T> struct tile_unit { T value[16]; };
+
+template <typename T> inline void tile_stage(TG(tile_unit<T>) unit, const device T* x, uint row) {
+  for (uint i = 0; i < 16; i++) unit->value[i] = x[i];
+}
+template <typename T> inline void tile_clear(TG(tile_unit<T>) unit) {
+  for (uint i = 0; i < 16; i++) unit->value[i] = T(0.0f);
+}
+
+// A lane's share of the input under 4 words: weight j of its half word, for two input rows. `unit` is row 0's first
+// word; the words of a tile are `spread` units apart, and the rows `stride`.
+template <typename T> struct tile_x { float even[8]; float odd[8]; };
+
+template <typename T>
+inline void tile_read(thread tile_x<T>& tile, TG(tile_unit<T>) unit, uint spread, uint stride, uint rows, uint lane) {
+  uint depth = tile_output(lane), row = tile_row(lane);
+  TG(tile_unit<T>) from = unit + spread * (depth >> 1);
+  for (uint j = 0; j < 8; j++) {
+    uint at = 8u * (depth & 1u) + j;
+    tile.even[j] = row < rows ? float(from[row * stride].value[at]) : 0.0f;
+    tile.odd[j] = row + 1 < rows ? float(from[(row + 1) * stride].value[at]) : 0.0f;
+  }
+}
+
+// Keep words 0 and 1 (part 0) or 2 and 3 (part 1) of the input.
+template <typename T> inline tile_x<T> tile_keep(tile_x<T> tile, uint part, uint lane) {
+  for (uint j = 0; j < 8; j++) {
+    bool keep = (tile_output(lane) >> 2) == part;
+    tile.even[j] = keep ? tile.even[j] : 0.0f;
+    tile.odd[j] = keep ? tile.odd[j] : 0.0f;
+  }
+  return tile;
+}
+
+inline void tile_multiply_8(thread float* sum, float w0, float w1, float x0, float x1) {
+  simdgroup_matrix<float, 8, 8> a, b, c;
+  a.thread_elements()[0] = w0; a.thread_elements()[1] = w1;
+  b.thread_elements()[0] = x0; b.thread_elements()[1] = x1;
+  c.thread_elements()[0] = sum[0]; c.thread_elements()[1] = sum[1];
+  simdgroup_multiply_accumulate(c, a, b, c);
+  sum[0] = c.thread_elements()[0]; sum[1] = c.thread_elements()[1];
+}
+
+// sum[0..1]: output tile_output, sum[2..3]: output + 8. low[0..1], high[0..1]: weights j and j + 8, then j + 1 and j + 9.
+template <typename T>
+inline void tile_multiply(thread float* sum, thread weight_pair<T>* low, thread weight_pair<T>* high, thread tile_x<T>& tile, uint j) {
+  for (uint i = 0; i < 2; i++) {
+    tile_multiply_8(sum, float(low[i].v.x), float(low[i].v.y), tile.even[j + i], tile.odd[j + i]);
+    tile_multiply_8(sum + 2, float(high[i].v.x), float(high[i].v.y), tile.even[j + i], tile.odd[j + i]);
+  }
+}

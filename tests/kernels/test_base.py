@@ -1,0 +1,149 @@
+"""The self-check and its switches, with the simulator in the place of a GPU."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import mlx.core as mx
+import pytest
+from metalsim import COMPILER, metal_kernel
+
+from russet.engine.errors import InvalidOptionError
+from russet.kernels import backend as backend_module
+from russet.kernels import base
+from russet.kernels.base import Kernel, Launch, mode
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: install g++ or clang++")
+DOUBLE = "uint i = thread_position_in_grid.x; if (i < x_shape[0]) out[i] = T(2.0f * float(x[i]));"
+
+
+def inputs(size: int = 40, dtype: mx.Dtype = mx.float32) -> list[mx.array]:
+    return [mx.random.normal((size,), key=mx.random.key(size)).astype(dtype)]
+
+
+def launch(target: str, x: mx.array) -> Launch:
+    return Launch((-(-x.size // 32) * 32, 1, 1), (32, 1, 1), (("T", x.dtype),), (tuple(x.shape),), (x.dtype,))
+
+
+@pytest.fixture(autouse=True)
+def fresh_mode(monkeypatch):
+    monkeypatch.delenv("RUSSET_KERNELS", raising=False)
+    mode.cache_clear()
+    yield
+    mode.cache_clear()
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """A kernel that doubles, whose body a test may replace by another."""
+
+    def make(source: str = DOUBLE) -> Kernel:
+        def build(name, body, headers, names, outputs, target):
+            return metal_kernel(name, names, outputs, source)
+
+        monkeypatch.setattr(base, "backend", lambda: "metal")
+        monkeypatch.setattr(base, "build", build)
+        return Kernel(
+            name="double",
+            body="double.metal",
+            headers=(),
+            inputs=("x",),
+            outputs=("out",),
+            reference=lambda x: [x * 2],
+            launch=launch,
+            sample=lambda x: inputs(dtype=x.dtype),
+            examples=lambda target: iter([inputs(), inputs(dtype=mx.float16)]),
+            tolerance={mx.float32: 1e-6, mx.float16: 1e-3},
+        )
+
+    return make
+
+
+@needs_compiler
+def test_a_sound_kernel_serves_and_says_so(double, caplog):
+    kernel = double()
+    (x,) = inputs(100)
+    assert mx.array_equal(kernel(x)[0], 2 * x)
+    status = kernel.status()
+    assert (status.serves, status.reason) == (True, "")
+    assert [(check.variant, check.error) for check in status.checks] == [
+        ("T=float32 float32", 0.0),
+        ("T=float16 float16", 0.0),
+    ]
+    assert caplog.records == []
+
+
+@needs_compiler
+def test_each_variant_is_checked_once(double, monkeypatch):
+    kernel = double()
+    compared = []
+    compare = Kernel._compare
+    monkeypatch.setattr(Kernel, "_compare", lambda self, *rest: compared.append(rest[0]) or compare(self, *rest))
+    for size in (40, 41, 40):
+        kernel(*inputs(size))
+    kernel(*inputs(40, mx.float16))
+    assert compared == ["T=float32 float32", "T=float16 float16"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (DOUBLE.replace("2.0f", "2.01f"), "its error against the reference is 5.0e-03, and 1e-06 is allowed"),
+        (DOUBLE.replace("i < x_shape[0]", "i > 3 && i < x_shape[0]"), "its error against the reference is nan"),
+        (DOUBLE.replace("out[i]", "missing[i]"), "it does not run: the source does not compile:"),
+    ],
+    ids=["wrong", "unwritten", "uncompiled"],
+)
+def test_a_broken_kernel_warns_once_and_the_reference_serves(double, caplog, source, reason):
+    kernel = double(source)
+    with caplog.at_level(logging.WARNING, "russet"):
+        for size in (40, 50, 60):
+            (x,) = inputs(size)
+            assert mx.array_equal(kernel(x)[0], 2 * x)
+    (record,) = caplog.records
+    assert record.name == "russet"
+    assert record.getMessage().startswith(f"Kernel double is switched off, and MLX's operations serve: {reason}")
+    status = kernel.status()
+    assert not status.serves
+    assert status.reason.startswith(reason)
+    assert status.reason.endswith("(T=float32 float32)")
+
+
+def test_without_a_gpu_the_reference_serves(double, monkeypatch):
+    kernel = double()
+    monkeypatch.setattr(base, "backend", lambda: None)
+    monkeypatch.setattr(base, "build", lambda *_: pytest.fail("a kernel was built"))
+    (x,) = inputs()
+    assert mx.array_equal(kernel(x)[0], 2 * x)
+    assert (kernel.status().serves, kernel.status().reason) == (False, "MLX computes on a CPU here")
+
+
+@pytest.mark.parametrize("chosen", ["off", "reference"])
+def test_the_environment_switches_kernels_off(double, monkeypatch, chosen):
+    monkeypatch.setenv("RUSSET_KERNELS", chosen)
+    kernel = double()
+    monkeypatch.setattr(base, "build", lambda *_: pytest.fail("a kernel was built"))
+    (x,) = inputs()
+    assert mx.array_equal(kernel(x)[0], 2 * x)
+    assert kernel.status().reason == f"RUSSET_KERNELS={chosen}"
+
+
+def test_another_value_is_refused(monkeypatch):
+    monkeypatch.setenv("RUSSET_KERNELS", "yes")
+    with pytest.raises(InvalidOptionError, match="set it to on, reference or off"):
+        mode()
+
+
+def test_the_error_of_nothing_is_not_a_number():
+    assert math.isnan(base.relative_error(mx.array([math.nan]), mx.ones((1,))))
+
+
+def test_cuda_kernels_are_made_on_demand(monkeypatch):
+    made = []
+    monkeypatch.setattr(mx.fast, "cuda_kernel", lambda **options: made.append(options) or options)
+    backend_module.build("q2_tiles", "q2_tiles.metal", ("q2.h",), ("x", "w", "scales"), ("out",), "cuda")
+    (options,) = made
+    assert options["header"].startswith(backend_module.text("prelude_cuda.h"))
+    assert options["source"] == backend_module.text("q2_tiles.metal")

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from msl_signature import metal_source
+
+from russet.kernels.backend import header, text
+from russet.kernels.listing import main, metal_text
+from russet.kernels.registry import kernels
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
+def test_the_listing_is_the_text_that_the_simulator_runs(kernel):
+    inputs = next(kernel.examples("metal"))
+    launch = kernel.launch("metal", *inputs)
+    _, _, simulated = metal_source(
+        kernel.name,
+        header(kernel.headers, "metal"),
+        text(kernel.body),
+        list(zip(kernel.inputs, inputs, strict=True)),
+        list(zip(kernel.outputs, launch.output_dtypes, strict=True)),
+        launch.template,
+    )
+    assert metal_text(kernel, inputs).strip() == simulated.strip()
+
+
+def test_the_command_writes_a_file_a_variant(tmp_path):
+    main(["q2_tiles", "--out", str(tmp_path)])
+    (kernel,) = (kernel for kernel in kernels() if kernel.name == "q2_tiles")
+    files = sorted(tmp_path.glob("q2_tiles-*.metal"))
+    assert 0 < len(files) <= len(list(kernel.examples("metal")))
+    assert all("[[kernel]] void custom_kernel_q2_tiles__" in file.read_text() for file in files)
+
+
+def test_an_unknown_kernel_is_named():
+    run = subprocess.run(
+        [sys.executable, "-m", "russet.kernels.listing", "nothing"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert "there is no kernel nothing: q2_lanes, q2_tiles are there" in run.stderr

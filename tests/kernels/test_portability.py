@@ -1,0 +1,54 @@
+"""Every body and header compiles as Metal and as CUDA, as far as text and clang can tell."""
+
+from __future__ import annotations
+
+import pytest
+from address_spaces import CLANG, address_space_errors
+from msl_lint import lint_body, lint_declarations, lint_header
+from msl_signature import metal_source
+
+from russet.kernels.backend import SOURCES, header, text
+from russet.kernels.base import variant_name
+from russet.kernels.registry import kernels
+
+KERNELS = kernels()
+
+
+def test_every_source_belongs_to_a_kernel():
+    named = {name for kernel in KERNELS for name in (kernel.body, *kernel.headers)}
+    assert {path.name for path in SOURCES.iterdir()} == named | {"prelude_metal.h", "prelude_cuda.h"}
+
+
+@pytest.mark.parametrize("name", sorted({kernel.body for kernel in KERNELS}))
+def test_bodies_keep_to_the_portable_subset(name):
+    assert lint_body(text(name)) == []
+
+
+@pytest.mark.parametrize("name", sorted({name for kernel in KERNELS for name in kernel.headers}))
+def test_headers_keep_to_the_portable_subset(name):
+    assert lint_header(text(name)) == []
+
+
+def test_the_metal_prelude_names_address_spaces():
+    assert lint_declarations(text("prelude_metal.h")) == []
+
+
+@pytest.mark.skipif(CLANG is None, reason="no clang: install clang 16 or later")
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_address_spaces(kernel):
+    for inputs in {variant_name(kernel.launch("metal", *i), i): i for i in kernel.examples("metal")}.values():
+        launch = kernel.launch("metal", *inputs)
+        function, arguments, metal = metal_source(
+            kernel.name,
+            header(kernel.headers, "metal"),
+            text(kernel.body),
+            list(zip(kernel.inputs, inputs, strict=True)),
+            list(zip(kernel.outputs, launch.output_dtypes, strict=True)),
+            launch.template,
+        )
+        assert address_space_errors(metal, function, arguments) == []
+
+
+def test_the_room_stays_a_namespace():
+    # With an __init__.py and the repository's root on sys.path it would hide Hugging Face's `kernels`.
+    assert not (SOURCES.parent / "__init__.py").exists()
