@@ -25,8 +25,8 @@ template <typename T> struct weight_pair { half2 v; };
 template <typename T> inline weight_pair<T> fma_pair(uint pair, uint scale, uint offset) {
   half2 a = as_type<half2>(pair), b = as_type<half2>(scale), c = as_type<half2>(offset);
   weight_pair<T> made;
-  made.v.x = fma(a.x, b.x, c.x);
-  made.v.y = fma(a.y, b.y, c.y);
+  made.v.x = metal::fma(a.x, b.x, c.x);
+  made.v.y = metal::fma(a.y, b.y, c.y);
   return made;
 }
 inline float half_low(uint word) { return float(as_type<half2>(word).x); }

@@ -27,7 +27,10 @@ inline void q2_tiles_multiply(thread float* product, thread tile_x<T>* tile, uin
   tile_x<T> part[PARTS * TILES];
 #pragma unroll
   for (int p = 0; p < PARTS; p++)
-    for (int t = 0; t < TILES; t++) part[p * TILES + t] = PARTS == 1 ? tile[t] : tile_keep(tile[t], uint(p), lane);
+    for (int t = 0; t < TILES; t++) {
+      part[p * TILES + t] = tile[t];
+      if (PARTS != 1) part[p * TILES + t] = tile_keep(tile[t], uint(p), lane);
+    }
   q2_tiles_step<T, PARTS, TILES, 0>(product, part, low, high);
   q2_tiles_step<T, PARTS, TILES, 2>(product, part, low, high);
   q2_tiles_step<T, PARTS, TILES, 4>(product, part, low, high);

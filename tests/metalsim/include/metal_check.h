@@ -156,6 +156,7 @@ struct simdgroup_matrix {
   T e[2];
   simdgroup_matrix() = default;
   explicit simdgroup_matrix(T);
+  __private T* thread_elements() __private { return e; }
 };
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
