@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,7 @@ from russet.engine.paths import cache_root
 from russet.engine.storage import readable_bytes
 
 # Distribution, and what it adds.
-_EXTRAS = (
-    ("mlx-lm", "architectures that Russet has no family for"),
-    ("coremltools", "Core ML conversion"),
-)
+_EXTRAS = (("mlx-lm", "architectures that Russet has no family for"),)
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,26 @@ def _blas() -> Finding:
         "matmul_gflops": round(gflops, 1),
         "matvec_gbps": round(bandwidth, 1),
     }
-    notes = "; ".join(note for note in (info.reason, info.matvec) if note)
+    notes = "; ".join(note for note in (info.reason, info.matvec, _contention()) if note)
     return Finding("blas", f"{text} ({notes})" if notes else text, value)
+
+
+def _contention() -> str:
+    """BLAS threads wait for each other by spinning, which other programs' work turns into long stalls."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if sys.platform == "darwin" or load < 0.75 * cores or os.environ.get("OPENBLAS_NUM_THREADS"):
+        return ""
+    return f"other programs keep the cores busy, load {load:.1f}: OPENBLAS_NUM_THREADS=1 is faster then"
+
+
+def _kernels() -> Finding:
+    from russet.kernels.registry import kernels
+
+    found = [kernel.status() for kernel in kernels()]
+    value = [asdict(status) for status in found]
+    if len(reasons := {status.reason for status in found}) == 1 and not found[0].serves:
+        return Finding("kernels", f"none: {reasons.pop()}", value)
+    return Finding("kernels", "; ".join(status.line() for status in found), value)
 
 
 def _cache() -> Finding:
@@ -130,7 +145,7 @@ def _extras() -> Finding:
     return Finding("extras", text, found)
 
 
-_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _cache, _models, _extras)
+_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _kernels, _cache, _models, _extras)
 
 
 def cpu_speed() -> tuple[float, float]:

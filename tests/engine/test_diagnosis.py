@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +9,8 @@ from click.testing import CliRunner
 from russet.engine import diagnosis
 from russet.engine.cli.doctor import command
 from russet.engine.diagnosis import cpu_speed, diagnose
+from russet.kernels import base, registry
+from russet.kernels.base import Check, Status
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,7 @@ def values() -> dict:
 def test_a_sound_machine_has_no_problems(tmp_path):
     assert [finding.problem for finding in diagnose() if finding.problem] == []
     found = values()
-    assert list(found) == ["python", "russet", "mlx", "device", "dtype", "blas", "cache", "models", "extras"]
+    assert list(found) == ["python", "russet", "mlx", "device", "dtype", "blas", "kernels", "cache", "models", "extras"]
     assert found["blas"]["matmul_gflops"] == 123.4
     assert found["cache"] | {"free_bytes": 0} == {"path": str(tmp_path / "cache"), "writable": True, "free_bytes": 0}
     assert found["models"] == []
@@ -46,8 +49,29 @@ def test_other_programs_get_a_line_a_finding():
     run = CliRunner().invoke(command)
     assert run.exit_code == 0
     fields = [line.split("\t") for line in run.stdout.splitlines()]
-    assert [len(field) for field in fields] == [2] * 9
+    assert [len(field) for field in fields] == [2] * 10
     assert "123 GFLOP/s in matrix products, 6 GB/s" in dict(fields)["blas"]
+
+
+def test_kernels_say_what_their_check_found(monkeypatch):
+    sound = Status("fast", True, "", (Check("T=float16", 2e-4), Check("T=float32", 3e-7)))
+    broken = Status("broken", False, "it does not run: no such name", (Check("T=float16", None, "it does not run"),))
+    shown = [SimpleNamespace(status=lambda status=status: status) for status in (sound, broken)]
+    monkeypatch.setattr(registry, "kernels", lambda: shown)
+    found = next(finding for finding in diagnose() if finding.key == "kernels")
+    assert found.text == (
+        "fast: serves, 2 variants checked, error at most 2.0e-04; broken: off, it does not run: no such name"
+    )
+    assert found.value[0]["checks"][0] == {"variant": "T=float16", "error": 2e-4, "reason": ""}
+    assert found.value[1]["serves"] is False
+    assert found.problem == ""
+
+
+def test_kernels_without_a_gpu_take_one_word(monkeypatch):
+    monkeypatch.setattr(base, "backend", lambda: None)
+    found = next(finding for finding in diagnose() if finding.key == "kernels")
+    assert found.text == "none: MLX computes on a CPU here"
+    assert [kernel["name"] for kernel in found.value] == ["q2_lanes", "q2_tiles"]
 
 
 def test_an_unwritable_cache_is_a_problem(tmp_path):
