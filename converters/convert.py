@@ -24,6 +24,9 @@ from russet.engine.progress import SilentProgress
 if TYPE_CHECKING:
     from russet.engine.progress import Progress
 
+COARSE = 0.25
+"""Relative error of weights above which rounding alone ruins a model: 4 bits make about 0.09, 2 bits 0.4."""
+
 WEIGHT_FILES = ("*.gguf", "*.pt", "*.pth", "*.bin", "*.safetensors")
 
 
@@ -85,6 +88,7 @@ def convert(
     if not dry_run:
         with staged_folder(dst, plan.nbytes) as folder:
             errors = _write_and_verify(folder, plan, progress or SilentProgress())
+            notes += _error_notes(errors)
             forward = _parameters(source) * 4 <= max_shard_bytes
             if forward:
                 check_forward(folder)
@@ -169,6 +173,16 @@ def _target_notes(plan: Plan) -> list[str]:
     return [
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {reason}"
         for reason, names in by_reason.items()
+    ]
+
+
+def _error_notes(errors: dict[str, float]) -> list[str]:
+    coarse = {name: error for name, error in errors.items() if error > COARSE}
+    if not coarse:
+        return []
+    worst = max(coarse, key=lambda name: coarse[name])
+    return [
+        f"the {worst} weights are off by {coarse[worst]:.0%}: unless it was trained for so few bits, expect nonsense"
     ]
 
 

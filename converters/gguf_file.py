@@ -37,9 +37,8 @@ class GGUFFile:
         except OSError as error:
             raise CheckpointError(f"{path} could not be read ({error.strerror or error}).") from error
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"{path.name} is not a complete GGUF file ({reason}); it is cut short or damaged, fetch it again."
+                f"{path.name} is not a complete GGUF file; it is cut short or damaged, fetch it again."
             ) from error
 
     @cached_property

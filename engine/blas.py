@@ -63,7 +63,7 @@ def use_fast_blas() -> BlasInfo:
     except (ImportError, OSError) as error:
         info = BlasInfo(_OWN, None, str(error))
     if info.reason and wanted != "off":
-        _logger.warning("the BLAS in use is %s: %s", info.name, info.reason)
+        _logger.warning("matrix products go through %s, since %s", info.name, info.reason)
     return info
 
 
@@ -83,13 +83,13 @@ def _choose(wanted: str) -> BlasInfo:
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
-            failures.append(f"{name}: {error}")
+            failures.append(f"{name} names {path}, which cannot be loaded ({error})")
             continue
         redirected = _redirect(mlx, slots, library)
         if redirected:
             serving, matvec = redirected
             return BlasInfo(name, library_of(serving), "; ".join(failures), matvec)
-        failures.append(f"{name}: {path} does not define {_GEMM}")
+        failures.append(f"{name} names {path}, which does not define {_GEMM}")
     return BlasInfo(_OWN, serving, "; ".join(failures))
 
 

@@ -90,17 +90,22 @@ def _from_hub(repository: str, progress: Progress | None) -> Path:
         try:
             snapshot = fetch_repository(repository, show_bars=progress is not None)
         except DownloadError as error:
-            raise DownloadError(f"{repository} could not be fetched from the hub: {error}.") from error
-        if _is_mlx(snapshot):
+            raise DownloadError(
+                f"{repository} could not be fetched from the hub ({error}): try again, or give a folder that holds it."
+            ) from error
+        if _serves_as_it_is(snapshot):
             return snapshot
         return _convert(snapshot, folder, repository, str(HubSource(repository)), progress)
 
 
-def _is_mlx(snapshot: Path) -> bool:
-    """Whether the snapshot is quantised in MLX's layout, so that there is nothing to convert."""
+def _serves_as_it_is(snapshot: Path) -> bool:
+    """Whether there is nothing to convert: quantised in MLX's layout already, or an architecture for mlx-lm."""
+    from russet.models.families import FAMILIES
+
     try:
-        return "quantization" in json.loads((snapshot / "config.json").read_text())
-    except (OSError, ValueError):
+        config = json.loads((snapshot / "config.json").read_text())
+        return "quantization" in config or config["model_type"] not in FAMILIES
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -9,7 +9,7 @@ import click
 from russet.engine.cli.table import print_table
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Show what Russet runs on, and what is broken.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:

@@ -34,7 +34,7 @@ MODEL_OPTIONS = (
         "--model",
         default=DEFAULT_MODEL,
         show_default=True,
-        help="Catalog name, model folder, or hub repository.",
+        help="Catalog name, model folder, GGUF file, or hub repository.",
     ),
     click.option(
         "--dtype",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from russet.engine.errors import UnsupportedModelError
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.families import llama
 from russet.models.families.base import Config, activation, eos_ids, positive, refuse_unless
@@ -71,8 +72,14 @@ def names(config: DecoderConfig) -> dict[str, str]:
 
 def _full_layers(config: Config) -> list[bool]:
     count = positive(config, "num_hidden_layers")
-    if config.get("layer_types"):
-        return [kind == "full_attention" for kind in config["layer_types"]]
+    kinds = config.get("layer_types")
+    if kinds:
+        if len(kinds) != count or not set(kinds) <= {"full_attention", "sliding_attention"}:
+            raise UnsupportedModelError(
+                f"config.json has {len(kinds)} layer_types ({', '.join(sorted(set(map(str, kinds))))}) for {count} "
+                "layers; one a layer is needed, full_attention or sliding_attention."
+            )
+        return [kind == "full_attention" for kind in kinds]
     pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
     return [(i + 1) % pattern == 0 for i in range(count)]
 

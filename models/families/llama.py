@@ -6,6 +6,9 @@ from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.families.base import Config, activation, eos_ids, positive, refuse_unless
 from russet.models.families.rope import read_rope
 
+MISTRAL_WINDOW = 4096
+"""What transformers assumes where the key is absent; null means no window."""
+
 
 def read(config: Config) -> DecoderConfig:
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
@@ -18,7 +21,7 @@ def read(config: Config) -> DecoderConfig:
         ffn_dim=positive(config, "intermediate_size"),
         rope=read_rope(config, head_dim, theta=10000.0),
         activation=activation(config, "hidden_act"),
-        window=config.get("sliding_window") if config["model_type"] == "mistral" else None,
+        window=config.get("sliding_window", MISTRAL_WINDOW) if config["model_type"] == "mistral" else None,
     )
     bias = bool(config.get("attention_bias", False))
     return DecoderConfig(

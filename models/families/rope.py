@@ -19,7 +19,8 @@ def read_rope(config: Config, dims: int, theta: float, kind: str | None = None) 
     parameters = config.get("rope_parameters") or {}
     if kind is not None:
         parameters = parameters.get(kind) or {}
-    scaling = parameters or config.get("rope_scaling") or {}
+    # Where a config carries both, transformers follows the older key.
+    scaling = config.get("rope_scaling") or parameters
     base = parameters.get("rope_theta", config.get("rope_theta", theta))
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     return Rope(dims=int(dims * partial), theta=float(base), scaling=read_scaling(config, scaling))

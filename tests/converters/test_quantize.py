@@ -136,6 +136,7 @@ def test_round_trip_through_a_folder(tmp_path: Path, hf_folder, llama_config, bi
     largest = {16: 5e-4, 8: 0.008, 4: 0.12, 2: 0.6}[bits]
     smallest = {16: 1e-5, 8: 0.001, 4: 0.02, 2: 0.1}[bits]
     assert smallest < report.errors["attention"] < largest
+    assert any("expect nonsense" in note for note in report.notes) is (bits == 2)
     quantized = {"group_size": 32, "bits": bits, "mode": "affine"}
     assert config.get("quantization") == (None if bits == 16 else quantized)
 

@@ -235,6 +235,12 @@ def test_a_quantised_mlx_repository_needs_no_conversion(tmp_path, monkeypatch):
     assert resolve("some/model") == tmp_path
 
 
+def test_a_repository_that_mlx_lm_will_run_is_left_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "phi3"}')
+    monkeypatch.setattr(download, "fetch_repository", lambda repository, show_bars: tmp_path)
+    assert resolve("some/model") == tmp_path
+
+
 @pytest.mark.parametrize("name", ["smolm2-135m", "none at all", "a/b/c", "/no/such/folder"])
 def test_an_unknown_name_is_answered_with_near_ones(name):
     with pytest.raises(ModelNotFoundError, match=f"^There is no model {name}: .* such as smollm2-135m"):

@@ -238,3 +238,32 @@ def test_an_unknown_architecture_and_a_missing_mlx_lm(folder: Path, monkeypatch:
 def test_foreign_weights_that_do_not_fit(foreign: Path) -> None:
     edit_config(foreign, hidden_size=64)
     assert refused(foreign).startswith(WeightsError.__name__)
+
+
+def test_gemma_layer_types_must_be_one_a_layer_and_known() -> None:
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention"],
+    }
+    for kinds in (["sliding_attention"], ["full_attention", "chunked_attention"]):
+        with pytest.raises(UnsupportedModelError, match="for 2 layers; one a layer is needed"):
+            family_of(config).read({**config, "layer_types": kinds})
+    both = family_of(config).read({**config, "layer_types": ["sliding_attention", "full_attention"]})
+    assert [layer.window for layer in both.layers] == [4096, None]
+
+
+def test_mistral_has_the_window_that_transformers_assumes_unless_it_says_null() -> None:
+    config = json.loads((Path(__file__).parents[1] / "golden" / "mistral" / "config.json").read_text())
+    del config["sliding_window"]
+    assert family_of(config).read(config).layers[0].window == 4096
+    assert family_of(config).read({**config, "sliding_window": None}).layers[0].window is None
+
+
+def test_where_a_config_carries_both_rope_keys_the_older_one_counts() -> None:
+    config = json.loads((Path(__file__).parents[1] / "golden" / "llama" / "config.json").read_text())
+    both = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    scaling = family_of(config).read({**config, **both}).layers[0].rope.scaling
+    assert scaling is not None and scaling.factor == 2.0
