@@ -42,12 +42,13 @@ def q2_matvec(x: mx.array, w: mx.array, scales: mx.array) -> mx.array:
     if x.shape[-1] != k or scales.shape[0] != w.shape[0] or group_size(w, scales) not in GROUPS:
         raise ValueError(f"x {x.shape}, w {w.shape} and scales {scales.shape} do not make a 2-bit product.")
     rows = x.size // k
-    flat = x.reshape(rows, k)
+    # Each MLX operation costs host time, an idle reshape too.
+    flat = x if x.ndim == 2 else x.reshape(rows, k)
     if rows > MAX_ROWS or k % 64 or w.shape[0] < 8:
         y = _reference(flat, w, scales)[0]
     else:
         y = (TILES if _suits_tiles(rows, x.dtype, backend()) else LANES)(flat, w, scales)[0]
-    return y.reshape(*x.shape[:-1], w.shape[0])
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], w.shape[0])
 
 
 def group_size(w: mx.array, scales: mx.array) -> int:
