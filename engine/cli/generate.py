@@ -74,6 +74,9 @@ def _print(texts: Iterable[str]) -> None:
         view.finish()
 
 
+TIMINGS = ("load_s", "ttft_s", "prefill_s", "prefill_tps", "decode_tps")
+
+
 def _as_dict(model: Model, reply: Reply) -> dict[str, Any]:
     timings = reply.timings
     return {
@@ -82,9 +85,8 @@ def _as_dict(model: Model, reply: Reply) -> dict[str, Any]:
         "tokens": len(reply.tokens),
         "finish_reason": reply.finish_reason,
         "exact": reply.exact,
-        "timings": {
-            name: getattr(timings, name) for name in ("load_s", "ttft_s", "prefill_s", "prefill_tps", "decode_tps")
-        },
+        # Microseconds: a clock's digits beyond them are noise.
+        "timings": {name: round(getattr(timings, name), 6) for name in TIMINGS},
         "peak_memory_bytes": reply.peak_memory_bytes,
         "model": model.name,
         "strategy": reply.strategy,

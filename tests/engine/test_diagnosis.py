@@ -30,7 +30,8 @@ def test_a_sound_machine_has_no_problems(tmp_path):
     assert found["blas"]["matmul_gflops"] == 123.4
     assert found["cache"] | {"free_bytes": 0} == {"path": str(tmp_path / "cache"), "writable": True, "free_bytes": 0}
     assert found["models"] == []
-    assert not (tmp_path / "cache").exists()
+    # What BLAS needs compiled is kept; a diagnosis leaves nothing else behind.
+    assert [path.name for path in (tmp_path / "cache").glob("*")] in ([], ["compiled"])
 
 
 def test_the_speed_is_measured():
