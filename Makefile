@@ -26,7 +26,6 @@ help:
 	@echo "PYTHON=..., VENV=..., MODEL=... say which; PYTHON needs 3.11 or later."
 
 chat: $(VENV)/.russet
-	@[ -t 2 ] || echo "Starting $(MODEL); the first time, it is fetched" >&2
 	@$(VENV)/bin/russet chat -m "$(MODEL)" $${RUSSET_PROMPT:+-p "$$RUSSET_PROMPT"}
 
 test: $(VENV)/.test

@@ -64,10 +64,20 @@ def _bars() -> Bars:
     )
 
 
+class LineProgress(SilentProgress):
+    """For logs and pipes: says once what is being waited for, where it is large."""
+
+    LARGE_BYTES = 50_000_000
+
+    def start(self, label: str, total: int | None) -> None:
+        if total and total >= self.LARGE_BYTES:
+            click.echo(f"russet: {label}, {readable_bytes(total)}", err=True)
+
+
 @contextmanager
 def terminal_progress() -> Iterator[Progress]:
-    """Progress bars where standard error is a terminal, silence elsewhere; an open bar is closed on the way out."""
-    progress = RichProgress() if sys.stderr.isatty() else SilentProgress()
+    """Progress bars where standard error is a terminal, lines elsewhere; an open bar is closed on the way out."""
+    progress = RichProgress() if sys.stderr.isatty() else LineProgress()
     try:
         yield progress
     finally:

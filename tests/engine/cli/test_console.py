@@ -5,7 +5,6 @@ import io
 import pytest
 
 from russet.engine.cli.console import NO_BREAK, RichProgress, aside, printable, stats_line, terminal_progress
-from russet.engine.progress import SilentProgress
 
 
 class TerminalText(io.StringIO):
@@ -40,12 +39,14 @@ def test_printable_keeps_text_and_drops_control_characters() -> None:
     assert printable("a\tb\nü🙂\x1b[31m\r\x00\x9f\x7f") == "a\tb\nü🙂[31m"
 
 
-def test_progress_is_silent_where_nobody_looks(capsys) -> None:
+def test_progress_is_a_line_for_large_tasks_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal_progress() as progress:
-        progress.start("Fetching", 10)
+        progress.start("Reading", 10)
         progress.advance(10)
-    assert isinstance(progress, SilentProgress)
-    assert capsys.readouterr() == ("", "")
+        progress.finish()
+        progress.start("Fetching a model", 92_871_040)
+        progress.advance(92_871_040)
+    assert capsys.readouterr() == ("", "russet: Fetching a model, 92.9 MB\n")
 
 
 def test_a_progress_bar_on_a_terminal_ends_with_its_block(monkeypatch) -> None:
