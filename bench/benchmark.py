@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from russet.bench import as_installed
 from russet.bench.base import Contender
-from russet.bench.cold_start import mlx_lm_programs, run_cold, russet_program
+from russet.bench.cold_start import AS_INSTALLED, mlx_lm_programs, run_cold, russet_program
 from russet.bench.decode import Listener, run_decode
 from russet.bench.environment import environment, model_hash
 from russet.bench.ours import Russet
@@ -52,7 +52,8 @@ def fill(report: Report, model: Model, weights_bytes: int, plan: Plan, listen: L
     if plan.cold:
         programs = [russet_program(model.path, plan.dtype)]
         if "mlx-lm" in plan.peers:
-            programs += mlx_lm_programs(model.path, plan.dtype, level=bool(plan.dtype) or not on_gpu())
+            peers = mlx_lm_programs(model.path, plan.dtype, level=bool(plan.dtype) or not on_gpu())
+            programs += [program for program in peers if plan.as_installed or program.name != AS_INSTALLED]
         run_cold(programs, plan.repeat, report.cold_start, listen)
 
 

@@ -39,6 +39,9 @@ class Program:
     arguments: tuple[str, ...]
 
 
+AS_INSTALLED = "mlx-lm as installed"
+
+
 def russet_program(folder: Path, dtype: str | None) -> Program:
     wanted = ("--dtype", dtype) if dtype else ()
     arguments = ("-m", "russet", "generate", "-m", str(folder), "-p", PROMPT, "--max-tokens", "1", *wanted)
@@ -52,7 +55,7 @@ def mlx_lm_programs(folder: Path, dtype: str | None, *, level: bool) -> list[Pro
     if not level:
         return [Program("mlx-lm", installed)]
     levelled = (sys.executable, "-m", "russet.bench.level_mlx_lm", dtype or "", *options)
-    return [Program("mlx-lm", levelled), Program("mlx-lm as installed", installed)]
+    return [Program("mlx-lm", levelled), Program(AS_INSTALLED, installed)]
 
 
 def run_cold(

@@ -9,7 +9,7 @@ from typing import Any
 from russet.converters.base import Source
 from russet.engine.errors import UnsupportedModelError, WeightsError
 from russet.models.config import DecoderConfig
-from russet.models.families import FAMILIES, family_of
+from russet.models.families import FAMILIES, family_of, read_decoder
 from russet.models.shapes import Shape, expected_shapes
 
 
@@ -41,7 +41,7 @@ def decoder_config(config: dict[str, Any]) -> DecoderConfig:
             f"Russet has no converter for {model_type!r} (it has {', '.join(sorted(FAMILIES))}), but runs it through "
             "mlx-lm: load the folder as it is, or quantise it with mlx_lm.convert."
         )
-    return family_of(config).read(config)
+    return read_decoder(config)
 
 
 def _mlx_lm_has(model_type: Any) -> bool:

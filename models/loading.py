@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from russet.models.activations import gated
 from russet.models.attention import for_cpu, fused
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Block, Decoder, Norm
-from russet.models.families import family_of
+from russet.models.families import family_of, read_decoder
 from russet.models.linear import Branches, Embedding, Weight, branches, linear
 from russet.models.weights import Weights
+
+_logger = logging.getLogger("russet")
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -48,7 +52,7 @@ def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:
     folder = Path(folder)
     use_fast_blas()
     config = read_config(folder)
-    decoder_config = family_of(config).read(config)
+    decoder_config = read_decoder(config)
     weights = Weights(folder, config, family_of(config).names(decoder_config), decoder_config)
     compute = _dtype(dtype, weights)
     builder = _Builder(decoder_config, weights, compute, expand=_expand(weights, compute))
@@ -64,11 +68,19 @@ def _dtype(name: str | None, weights: Weights) -> mx.Dtype:
 
 
 def _expand(weights: Weights, dtype: mx.Dtype) -> bool:
-    return not on_gpu() and weights.parameters * dtype.size < 0.6 * memory_bytes()
+    if on_gpu() or not weights.packed:
+        return False
+    size, room = weights.parameters * dtype.size, 0.6 * memory_bytes()
+    if size > room:
+        _logger.warning(
+            "the weights stay packed, since %.1f GB expanded are too much for this machine: a CPU is slow with them",
+            size / 1e9,
+        )
+    return size <= room
 
 
 class _Builder:
-    """Turns named tensors into blocks, one layer at a time, so that a layer's source can be freed after it."""
+    """Turns named tensors into blocks, a few layers at a time, so that their source can be freed after them."""
 
     def __init__(self, config: DecoderConfig, weights: Weights, dtype: mx.Dtype, expand: bool) -> None:
         self.config = config
@@ -78,8 +90,18 @@ class _Builder:
 
     def build(self) -> Decoder:
         config = self.config
-        embed = Embedding(self._weight("embed"), config.embed_scale, self.dtype)
-        blocks = [self._block(i) for i in range(len(config.layers))]
+        blocks: list[Block] = []
+        streams = _loading_streams()
+        with mx.stream(streams[-1]):
+            embed = Embedding(self._weight("embed"), config.embed_scale, self.dtype)
+        for start in range(0, len(config.layers), len(streams)):
+            group = []
+            for i, stream in zip(range(start, len(config.layers)), streams, strict=False):
+                with mx.stream(stream):
+                    group.append(self._block(i))
+            # Joined weights are evaluated here so that their parts can go.
+            mx.eval([block.arrays for block in group], self.weights.taken())
+            blocks += group
         norm = self._norm("norm")
         head = embed.head() if config.tied_head else linear(self._weight("head"))
         mx.eval(head.arrays, self.weights.taken())
@@ -90,7 +112,7 @@ class _Builder:
         role = f"layers.{i}."
         owns = spec.kv_source is None
         has_scales = owns and config.quantized_kv
-        block = Block(
+        return Block(
             i,
             spec,
             config.attention_scale or spec.head_dim**-0.5,
@@ -109,9 +131,6 @@ class _Builder:
             post_attn_norm=self._norm(role + "post_attn_norm") if config.post_norms else None,
             post_ffn_norm=self._norm(role + "post_ffn_norm") if config.post_norms else None,
         )
-        # Joined weights are evaluated here so that their parts can go.
-        mx.eval(block.arrays, self.weights.taken())
-        return block
 
     def _queries_keys_values(self, i: int) -> Branches:
         spec = self.config.layers[i]
@@ -145,6 +164,13 @@ class _Builder:
         if self.config.unit_offset_norm:
             weight = (weight.astype(mx.float32) + 1).astype(self.dtype)
         return rms_norm(weight, self.config.norm_eps)
+
+
+def _loading_streams() -> list[mx.Stream]:
+    """What layers are prepared on by turns: MLX runs one CPU thread a stream, and expanding weights takes several."""
+    if on_gpu():
+        return [mx.default_stream(mx.default_device())]
+    return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(min(4, os.cpu_count() or 1) - 1))]
 
 
 def rms_norm(weight: mx.array, eps: float) -> Norm:

@@ -40,6 +40,11 @@ class Weights:
         tensor = self._tensors.get(f"{name}.scales", self._tensors.get(f"{name}.weight"))
         return tensor.dtype if tensor is not None and tensor.dtype in FLOATS else mx.float32
 
+    @property
+    def packed(self) -> bool:
+        """Whether any tensor is quantised."""
+        return any(name.endswith(".scales") for name in self._tensors)
+
     def has(self, role: str) -> bool:
         return role in self._roles
 

@@ -53,7 +53,7 @@ def command() -> None:
 @click.option(
     "--as-installed/--no-as-installed",
     default=True,
-    help="On a Linux CPU, a short run of mlx-lm with MLX's own BLAS beside the rest.  [default: on]",
+    help="On a Linux CPU, mlx-lm with MLX's own BLAS beside the rest, which is slow.  [default: on]",
 )
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision that every engine computes in."

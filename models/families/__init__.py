@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 
 from russet.engine.errors import UnsupportedModelError
+from russet.models.config import DecoderConfig
 from russet.models.families.base import Config, Family
+from russet.models.families.sound import refuse_unsound
 
 # config.json's model_type -> the module that reads it
 FAMILIES = {
@@ -27,3 +29,20 @@ def family_of(config: Config) -> Family:
             f"config.json has model_type {model_type!r}; Russet implements {', '.join(sorted(FAMILIES))}."
         )
     return importlib.import_module(f"russet.models.families.{FAMILIES[model_type]}")  # type: ignore[return-value]
+
+
+def read_decoder(config: Config) -> DecoderConfig:
+    """A `config.json` as data that a decoder can be built from.
+
+    Raises `UnsupportedModelError` for whatever cannot be: an architecture or an option that is not implemented, a value
+    of the wrong kind, numbers that contradict each other.
+    """
+    family = family_of(config)
+    try:
+        decoder = family.read(config)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UnsupportedModelError(
+            f"config.json of this {config['model_type']} model has a value that cannot be ({error}); fetch it again."
+        ) from error
+    refuse_unsound(decoder)
+    return decoder

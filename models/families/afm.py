@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from russet.engine.errors import UnsupportedModelError
 from russet.models.config import DecoderConfig, LayerSpec, Rope
-from russet.models.families.base import Config, eos_ids, positive
+from russet.models.families.base import Config, eos_ids, layer_count, positive
 
 MAX_POSITIONS = 4096
 
 
 def read(config: Config) -> DecoderConfig:
     hidden, heads = positive(config, "hidden_dim"), positive(config, "num_heads")
-    count = positive(config, "num_layers")
+    count = layer_count(config, "num_layers")
     reuse = config.get("num_kv_reuse_layers", 0)
     if not 0 <= reuse < count:
         raise UnsupportedModelError(

@@ -50,6 +50,18 @@ def positive(config: Config, key: str) -> int:
     return value
 
 
+MAX_LAYERS = 1024
+"""Far above any model, and low enough that a hostile count costs no memory."""
+
+
+def layer_count(config: Config, key: str) -> int:
+    """`config[key]` as a number of layers that can exist."""
+    count = positive(config, key)
+    if count > MAX_LAYERS:
+        raise UnsupportedModelError(f"config.json has {key} = {count}; at most {MAX_LAYERS} layers are supported.")
+    return count
+
+
 def activation(config: Config, key: str, default: str = "silu") -> Activation:
     """The FFN's activation in our name for it."""
     name = config.get(key) or default

@@ -7,7 +7,7 @@ from dataclasses import replace
 from russet.engine.errors import UnsupportedModelError
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.families import llama
-from russet.models.families.base import Config, activation, eos_ids, positive, refuse_unless
+from russet.models.families.base import Config, activation, eos_ids, layer_count, positive, refuse_unless
 from russet.models.families.rope import read_rope
 
 # What transformers' Gemma3TextConfig assumes where a checkpoint is silent.
@@ -71,7 +71,7 @@ def names(config: DecoderConfig) -> dict[str, str]:
 
 
 def _full_layers(config: Config) -> list[bool]:
-    count = positive(config, "num_hidden_layers")
+    count = layer_count(config, "num_hidden_layers")
     kinds = config.get("layer_types")
     if kinds:
         if len(kinds) != count or not set(kinds) <= {"full_attention", "sliding_attention"}:

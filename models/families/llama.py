@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from russet.models.config import DecoderConfig, LayerSpec
-from russet.models.families.base import Config, activation, eos_ids, positive, refuse_unless
+from russet.models.families.base import Config, activation, eos_ids, layer_count, positive, refuse_unless
 from russet.models.families.rope import read_rope
 
 MISTRAL_WINDOW = 4096
@@ -28,7 +28,7 @@ def read(config: Config) -> DecoderConfig:
         family=config["model_type"],
         hidden_dim=hidden,
         vocab_size=positive(config, "vocab_size"),
-        layers=(layer,) * positive(config, "num_hidden_layers"),
+        layers=(layer,) * layer_count(config, "num_hidden_layers"),
         max_positions=config.get("max_position_embeddings", 2048),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         qkv_bias=bias,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from russet.engine.errors import UnsupportedModelError
 from russet.models.config import DecoderConfig, LayerSpec, Rope
-from russet.models.families.base import Config, eos_ids, positive, refuse_unless, require
+from russet.models.families.base import Config, eos_ids, layer_count, positive, refuse_unless, require
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -24,7 +24,7 @@ def read(config: Config) -> DecoderConfig:
     ):
         refuse_unless(config, key, (value,))
     hidden, head_dim = positive(config, "model_dim"), positive(config, "head_dim")
-    count = positive(config, "num_transformer_layers")
+    count = layer_count(config, "num_transformer_layers")
     per_layer = [require(config, key, list) for key in ("num_query_heads", "num_kv_heads", "ffn_multipliers")]
     if any(len(values) != count for values in per_layer):
         raise UnsupportedModelError(

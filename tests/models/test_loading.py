@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import russet
 from russet.engine.errors import (
@@ -24,7 +27,8 @@ from russet.engine.errors import (
     UnsupportedModelError,
     WeightsError,
 )
-from russet.models.families import family_of
+from russet.models.config import DecoderConfig
+from russet.models.families import family_of, read_decoder
 from russet.models.loading import load_decoder
 
 
@@ -267,3 +271,55 @@ def test_where_a_config_carries_both_rope_keys_the_older_one_counts() -> None:
     both = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     scaling = family_of(config).read({**config, **both}).layers[0].rope.scaling
     assert scaling is not None and scaling.factor == 2.0
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIGS = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*/config*.json"))]
+junk = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**9, 1e308, -1.5, math.nan, math.inf, "abc", "16"])
+) | st.sampled_from([[], {}, [1, 2], ["x"], {"rope_type": "yarn", "factor": 0}, {"full_attention": 3}])
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(CONFIGS), st.data())
+def test_a_configuration_is_read_or_refused_whatever_is_in_it(config: dict, data: st.DataObject) -> None:
+    keys = data.draw(st.lists(st.sampled_from(sorted(set(config) - {"model_type"})), min_size=1, max_size=3))
+    hostile = {**config, **{key: data.draw(junk) for key in keys}}
+    try:
+        decoder = read_decoder(hostile)
+    except RussetError as error:
+        assert "\n" not in str(error)
+        return
+    assert isinstance(decoder, DecoderConfig) and decoder.layers
+
+
+def test_layers_without_end_cost_no_memory() -> None:
+    config = {**CONFIGS[0], "num_hidden_layers": 10**12, "num_layers": 10**12}
+    with pytest.raises(UnsupportedModelError, match="at most 1024 layers"):
+        read_decoder(config)
+
+
+def test_weights_too_large_to_expand_stay_packed_and_say_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    packed: dict[str, mx.array] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            packed[name] = tensor
+            continue
+        parts = mx.quantize(tensor, group_size=32, bits=8)
+        base = name.removesuffix(".weight")
+        packed.update({f"{base}.{part}": a for part, a in zip(("weight", "scales", "biases"), parts, strict=True)})
+    mx.save_safetensors(str(folder / "model.safetensors"), packed)
+    edit_config(folder, quantization={"group_size": 32, "bits": 8})
+    logits = []
+    for memory in (1 << 30, 1000):
+        monkeypatch.setattr("russet.models.loading.memory_bytes", lambda memory=memory: memory)
+        decoder = load_decoder(folder)
+        out = decoder.extend(mx.array([[1, 2, 3]]), decoder.new_cache())
+        assert out is not None
+        logits.append(np.array(out))
+    assert [record.message for record in caplog.records if "stay packed" in record.message]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4
