@@ -19,6 +19,7 @@ from russet.engine.paths import cache_root
 from russet.engine.storage import readable_bytes
 
 # Distribution, and what it adds.
+_CUDA = "mlx-cuda-13"
 _EXTRAS = (("mlx-lm", "architectures that Russet has no family for"),)
 
 
@@ -72,7 +73,15 @@ def _device() -> Finding:
     value = {"kind": "gpu" if gpu else "cpu", "name": name, "cores": cores, "memory_bytes": memory}
     kind = "GPU" if gpu else "CPU"
     count = f", {cores} cores" if cores else ""
-    return Finding("device", f"{kind}: {name}{count}, {readable_bytes(memory)} for models", value)
+    text = f"{kind}: {name}{count}, {readable_bytes(memory)} for models"
+    if not gpu and _version(_CUDA):
+        # Both wheels bring a libmlx.so to the same place, and the one installed last is the one there is.
+        problem = (
+            f"{_CUDA} is installed but MLX computes on the CPU: run 'pip install --force-reinstall --no-deps {_CUDA}', "
+            "and see that the NVIDIA driver works."
+        )
+        return Finding("device", text, value, problem)
+    return Finding("device", text, value)
 
 
 def _dtype() -> Finding:

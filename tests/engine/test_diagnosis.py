@@ -34,6 +34,13 @@ def test_a_sound_machine_has_no_problems(tmp_path):
     assert [path.name for path in (tmp_path / "cache").glob("*")] in ([], ["compiled"])
 
 
+def test_a_cuda_build_that_does_not_serve_is_a_problem(monkeypatch):
+    version = diagnosis._version
+    monkeypatch.setattr(diagnosis, "_version", lambda name: "0.32.4" if name == "mlx-cuda-13" else version(name))
+    (problem,) = [finding.problem for finding in diagnose() if finding.problem]
+    assert "--force-reinstall --no-deps mlx-cuda-13" in problem
+
+
 def test_the_speed_is_measured():
     assert all(speed > 0 for speed in cpu_speed())
 
