@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from russet.converters.verify import check_forward, verify_folder
 from russet.converters.writer import refuse_existing, staged_folder, write_folder
 from russet.engine.errors import CheckpointError, UnsupportedModelError
 from russet.engine.progress import SilentProgress
+from russet.models.config_file import read_config
 
 if TYPE_CHECKING:
     from russet.engine.progress import Progress
@@ -102,7 +102,7 @@ def open_source(src: Path) -> Source:
     """
     if src.is_dir():
         if (src / "config.json").exists():
-            config = _read_config(src)
+            config = read_config(src)
             decoder_config(config)
             return open_hf(src, config)
         src = _only_weight_file(src)
@@ -138,18 +138,6 @@ def _only_weight_file(folder: Path) -> Path:
             f"{folder} has no config.json but several checkpoints ({names}); name the one to convert."
         )
     return found[0]
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{folder / 'config.json'} could not be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not valid JSON ({error}); fetch it again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object; fetch it again.")
-    return config
 
 
 def _write_and_verify(folder: Path, plan: Plan, progress: Progress) -> dict[str, float]:

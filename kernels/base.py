@@ -18,8 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from russet.engine.errors import InvalidOptionError
-
-from .backend import Backend, backend, build
+from russet.kernels.backend import Backend, backend, build
 
 Mode = Literal["on", "reference", "off"]
 Inputs = Sequence[mx.array]

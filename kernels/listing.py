@@ -18,9 +18,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .backend import build
-from .base import Inputs, Kernel, variant_name
-from .registry import kernels
+from russet.kernels.backend import build
+from russet.kernels.base import Inputs, Kernel, variant_name
+from russet.kernels.registry import kernels
 
 
 def metal_text(kernel: Kernel, inputs: Inputs) -> str:

@@ -18,8 +18,8 @@ from itertools import product
 
 import mlx.core as mx
 
-from .backend import Backend, backend
-from .base import Inputs, Kernel, Launch
+from russet.kernels.backend import Backend, backend
+from russet.kernels.base import Inputs, Kernel, Launch
 
 MAX_ROWS = 16
 GROUPS = (0, 32, 64, 128)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .base import Kernel
+from russet.kernels.base import Kernel
 
 
 def kernels() -> tuple[Kernel, ...]:
-    from .q2_matvec import LANES, TILES
+    from russet.kernels.q2_matvec import LANES, TILES
 
     return (LANES, TILES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from russet.models.config_file import read_config
 from russet.models.families import family_of
-from russet.models.loading import read_config
 from russet.models.shapes import parameter_count
 
 if TYPE_CHECKING:

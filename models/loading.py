@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from russet.engine.blas import use_fast_blas
 from russet.engine.device import memory_bytes, on_gpu
-from russet.engine.errors import CheckpointError, InvalidOptionError, ModelNotFoundError
+from russet.engine.errors import InvalidOptionError
 from russet.models.activations import gated
 from russet.models.attention import for_cpu, fused
 from russet.models.config import DecoderConfig
+from russet.models.config_file import read_config
 from russet.models.decoder import Block, Decoder, Norm
 from russet.models.families import family_of, read_decoder
 from russet.models.linear import Branches, Embedding, Weight, branches, linear
@@ -24,22 +23,6 @@ from russet.models.weights import Weights
 _logger = logging.getLogger("russet")
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder; `ModelNotFoundError` without one, `CheckpointError` if it is damaged."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"{folder} has no config.json, so it is not a model folder.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}); download or convert the model again."
-        ) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__} where a JSON object is needed.")
-    return config
 
 
 def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:

@@ -7,8 +7,9 @@ from pathlib import Path
 from russet.engine.errors import MissingDependencyError
 from russet.engine.prefill.base import Extendable
 from russet.models.config import DecoderConfig
+from russet.models.config_file import read_config
 from russet.models.families import FAMILIES
-from russet.models.loading import load_decoder, read_config
+from russet.models.loading import load_decoder
 
 
 def open_decoder(folder: Path, dtype: str | None) -> tuple[Extendable, DecoderConfig | None, int]:

@@ -73,7 +73,9 @@ def test_a_damaged_config(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "lla')
     assert refused(folder).startswith("CheckpointError: ")
     (folder / "config.json").write_text("[]")
-    assert "holds a list where a JSON object is needed" in refused(folder)
+    assert "is not a JSON object" in refused(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    assert "is not valid JSON" in refused(folder)
 
 
 @pytest.mark.parametrize(
