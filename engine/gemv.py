@@ -34,7 +34,8 @@ def _compiled() -> Path:
     source = _SOURCE.read_bytes()
     digest = hashlib.sha256(source + platform.machine().encode()).hexdigest()[:16]
     target = cache_root() / "compiled" / f"gemv-{digest}.so"
-    if target.exists():
+    # In a cache that others may write to, only what this user compiled is loaded.
+    if target.exists() and target.stat().st_uid == os.getuid():
         return target
     compiler = os.environ.get("CC") or next((name for name in _COMPILERS if shutil.which(name)), None)
     if compiler is None:
