@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from russet.engine.tokenizer import Tokenizer, load_tokenizer
 from russet.models.card import describe
 from russet.models.config import DecoderConfig
 from russet.models.download import resolve
-from russet.models.opening import open_decoder
+from russet.models.opening import eos_tokens, open_decoder
 
 Message = dict[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -45,8 +46,11 @@ def load(
         raise InvalidOptionError(f"kv_bits is {kv_bits!r}; it must be 8 or 16.")
     folder = resolve(str(name), progress=progress)
     started = now()
-    decoder, config, max_positions = open_decoder(folder, dtype)
-    tokenizer = load_tokenizer(folder, config.eos_token_ids if isinstance(config, DecoderConfig) else ())
+    # Parsing the vocabulary takes a tenth of a small model's start; weights load meanwhile.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        tokenizer_loading = pool.submit(load_tokenizer, folder, eos_tokens(folder))
+        decoder, config, max_positions = open_decoder(folder, dtype)
+        tokenizer = tokenizer_loading.result()
     wire_memory()
     return Model(str(name), folder, decoder, config, tokenizer, max_positions, kv_bits or 16, now() - started)
 

@@ -8,8 +8,14 @@ from russet.engine.errors import MissingDependencyError
 from russet.engine.prefill.base import Extendable
 from russet.models.config import DecoderConfig
 from russet.models.config_file import read_config
-from russet.models.families import FAMILIES
+from russet.models.families import FAMILIES, read_decoder
 from russet.models.loading import load_decoder
+
+
+def eos_tokens(folder: Path) -> tuple[int, ...]:
+    """The end tokens that config.json names, for the architectures of our own."""
+    config = read_config(folder)
+    return read_decoder(config).eos_token_ids if config.get("model_type") in FAMILIES else ()
 
 
 def open_decoder(folder: Path, dtype: str | None) -> tuple[Extendable, DecoderConfig | None, int]:

@@ -40,9 +40,9 @@ def read_decoder(config: Config) -> DecoderConfig:
     family = family_of(config)
     try:
         decoder = family.read(config)
+        refuse_unsound(decoder)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise UnsupportedModelError(
             f"config.json of this {config['model_type']} model has a value that cannot be ({error}); fetch it again."
         ) from error
-    refuse_unsound(decoder)
     return decoder
