@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -149,6 +150,7 @@ class _Builder:
         return rms_norm(weight, self.config.norm_eps)
 
 
+@cache
 def _loading_streams() -> list[mx.Stream]:
     """What layers are prepared on by turns: MLX runs one CPU thread a stream, and expanding weights takes several."""
     if on_gpu():

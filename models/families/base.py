@@ -35,9 +35,10 @@ def require(config: Config, key: str, kind: type = int) -> Any:
     """`config[key]`, or an error that names the key that is missing or has the wrong type."""
     value = config.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        found = "no such key" if value is None else f"{value!r}"
+        found = f"no {key!r}" if value is None else f"{key} = {value!r}"
+        expected = "a list" if kind is list else "a whole number"
         raise UnsupportedModelError(
-            f"config.json of this {config.get('model_type')} model has {found} where {key!r} needs a {kind.__name__}."
+            f"config.json of this {config.get('model_type')} model has {found}; it must be {expected}."
         )
     return value
 
