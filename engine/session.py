@@ -98,7 +98,7 @@ class Session:
         finally:
             # The loop may be one token ahead of what was handed out, and prefill may have been cut short.
             said = [*tokens, *run.tokens]
-            held = min(self.cache.next_position, len(said) - 1)
+            held = min(self.cache.next_position, len(said))
             self.cached = said[:held] if self.cache.trim(held) else []
             if not self.cached:
                 self.cache = self.model.decoder.new_cache(self.model.kv_bits)

@@ -131,6 +131,23 @@ def test_a_session_prefills_only_what_is_new_and_says_the_same(tiny_model: russe
     assert [message["role"] for message in session.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
+@pytest.mark.parametrize("ending", ["length", "end token", "closed early"])
+def test_rows_and_tokens_agree_however_a_turn_ends(tiny_model: russet.Model, ending: str) -> None:
+    session = tiny_model.session(max_tokens=6, logit_bias={258: 1e9 if ending == "end token" else -1e9})
+    stream = session.stream("One?")
+    if ending == "closed early":
+        next(stream)
+        stream.close()
+    else:
+        list(stream)
+    prompt = tiny_model.encode_chat([{"role": "user", "content": "One?"}])
+    assert session.last_reply is not None
+    held = session.cached_tokens
+    assert session.cached == [*prompt, *session.last_reply.tokens][:held]
+    assert session.cache.next_position == held >= len(prompt)
+    assert all(len(slot.positions) == held for slot in session.cache.slots.values())
+
+
 def test_regenerate_replaces_the_last_reply(tiny_model: russet.Model) -> None:
     session = tiny_model.session(max_tokens=8, temperature=1.0)
     with pytest.raises(InvalidOptionError, match="no message to answer again"):

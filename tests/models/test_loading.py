@@ -81,8 +81,8 @@ def test_a_damaged_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"hidden_size": None}, '"has no 'hidden_size'; it must be a whole number"),
-        ({"hidden_size": "64"}, '"has hidden_size = '64'; it must be a whole number"),
+        ({"hidden_size": None}, "has no 'hidden_size'; it must be a whole number"),
+        ({"hidden_size": "64"}, "has hidden_size = '64'; it must be a whole number"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0; it must be above zero"),
         ({"hidden_act": "xielu"}, "hidden_act = 'xielu'"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope'"),
