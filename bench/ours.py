@@ -9,7 +9,7 @@ from russet.engine.api import Model
 from russet.engine.decode import decode
 from russet.engine.generation import RESERVED_TOKENS
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Prefill
+from russet.engine.prefill.base import Prefill, PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.sampling import make_sampler
 
@@ -33,8 +33,8 @@ class Russet:
         cache = model.decoder.new_cache(model.kv_bits)
         cache.reserve(len(tokens) + min(generate, RESERVED_TOKENS))
         sample = make_sampler(GenerationOptions(), tokens, model.vocab_size)
-        prefilled = self.prefill(model.decoder, tokens, cache)
-        return decode(model.step(cache), prefilled.logits, sample, generate)
+        prefilled = self.prefill(model.decoder, PromptTokens(tokens), cache)
+        return decode(model.step(cache, prefilled.extend), prefilled.logits, sample, generate)
 
 
 def _dtype(model: Model) -> str:

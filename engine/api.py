@@ -16,7 +16,7 @@ from russet.engine.device import wire_memory
 from russet.engine.errors import ChatTemplateError, EmptyPromptError, InvalidOptionError
 from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Extendable, Prefill
+from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.progress import Progress
 from russet.engine.reply import Piece, Reply
@@ -116,7 +116,7 @@ class Model:
         check_prompt(tokens, self.max_positions)
         watch.tokenised()
         cache = self.decoder.new_cache(self.kv_bits)
-        return generate(self, tokens, chosen, prefill or Exact(), watch, cache, Run())
+        return generate(self, PromptTokens(tokens), chosen, prefill or Exact(), watch, cache, Run())
 
     def session(
         self, system: str | None = None, *, options: GenerationOptions | None = None, **overrides: Any
@@ -147,11 +147,12 @@ class Model:
             raise ChatTemplateError(f"{self.name} has no chat template, so it can only continue text; use raw prompts.")
         return self.tokenizer.encode(self.template.render(messages))
 
-    def step(self, cache: Any) -> Step:
-        """The decoder as the token loop wants it: one token in, logits of the next one out."""
+    def step(self, cache: Any, extend: Extend | None = None) -> Step:
+        """The decoder, or `extend` in its place, as the token loop wants it: a token in, logits of the next one out."""
+        extend = extend or self.decoder.extend
 
         def step(token: mx.array) -> mx.array:
-            logits = self.decoder.extend(token, cache)
+            logits = extend(token, cache)
             assert logits is not None
             return logits[:, -1]
 

@@ -12,7 +12,7 @@ from russet.engine.decode import decode
 from russet.engine.detokenizer import StreamDetokenizer
 from russet.engine.errors import EmptyPromptError, PromptTooLongError
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Prefill, Prefilled
+from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens
 from russet.engine.reply import FinishReason, Piece, Reply
 from russet.engine.sampling import make_sampler
 from russet.engine.stop import StopMatcher
@@ -45,30 +45,31 @@ def check_prompt(tokens: Sequence[int], max_positions: int) -> None:
 
 def generate(
     model: Model,
-    tokens: Sequence[int],
+    prompt: PromptTokens,
     options: GenerationOptions,
     prefill: Prefill,
     watch: Stopwatch,
     cache: Any,
     run: Run,
 ) -> Generator[Piece, None, None]:
-    """Continue `tokens`; the cache holds a prefix of them already, shorter than the whole.
+    """Continue a prompt; the cache holds a prefix of them already, shorter than the whole.
 
     Pieces come as soon as their text is certain; the last one carries the `Reply`. Closing the generator early leaves
     one in `run`, its finish reason "interrupted".
     """
     mx.reset_peak_memory()
+    tokens = prompt.tokens
     sample = make_sampler(options, tokens, model.vocab_size)
     cached = cache.next_position
     limit = min(options.max_tokens or model.max_positions, model.max_positions - len(tokens))
     cache.reserve(min(len(tokens) + limit, len(tokens) + RESERVED_TOKENS))
-    prefilled = prefill(model.decoder, tokens[cached:], cache)
+    prefilled = prefill(model.decoder, prompt.after(cached), cache)
 
     finish: FinishReason = "interrupted"
     text = StreamDetokenizer(model.tokenizer)
     stops = StopMatcher(options.stop)
     try:
-        for token in decode(model.step(cache), prefilled.logits, sample, limit):
+        for token in decode(model.step(cache, prefilled.extend), prefilled.logits, sample, limit):
             watch.token()
             if token in model.tokenizer.eos_ids:
                 finish = "stop"
@@ -112,6 +113,9 @@ def _reply(
         finish_reason=finish,
         exact=prefilled.exact and cache.kv_bits == 16,
         strategy=prefilled.strategy,
+        note=prefilled.note,
+        layer_tokens=tuple(prefilled.work.layer_tokens),
+        revived=prefilled.work.revived,
         timings=watch.timings(model.load_s, len(prompt), cached),
         peak_memory_bytes=mx.get_peak_memory(),
     )

@@ -10,6 +10,7 @@ from russet.engine import session_file
 from russet.engine.errors import EmptyPromptError, InvalidOptionError
 from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
+from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.reply import Piece, Reply
 from russet.engine.timing import Stopwatch
@@ -94,7 +95,7 @@ class Session:
         self._rewind(tokens)
         run = Run()
         try:
-            yield from generate(self.model, tokens, options, Exact(), watch, self.cache, run)
+            yield from generate(self.model, PromptTokens(tokens), options, Exact(), watch, self.cache, run)
         finally:
             # The loop may be one token ahead of what was handed out, and prefill may have been cut short.
             said = [*tokens, *run.tokens]

@@ -21,6 +21,19 @@ Norm = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
 
 
+class Probe:
+    """What a prefill strategy may watch while rows run through layers; a subclass overrides what it needs."""
+
+    def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        """Keys before their norm and rotation, and values, of a layer that writes its own.
+
+        Both are [batch, kv_heads, rows, head_dim]. `Decoder.store` takes them back, at any positions.
+        """
+
+    def queries(self, layer: int, queries: mx.array, cache: KVCache) -> None:
+        """Queries [batch, heads, rows, head_dim] as they meet the keys of `cache.slot(layer)`, theirs included."""
+
+
 class Block:
     """One layer: attention and FFN, each behind a norm and in front of a residual addition."""
 
@@ -64,11 +77,19 @@ class Block:
         self.post_ffn_norm = post_ffn_norm
 
     def __call__(
-        self, h: mx.array, positions: Positions, rotate: Rotate, cache: KVCache, last: int | None = None
+        self,
+        h: mx.array,
+        positions: Positions,
+        rotate: Rotate,
+        cache: KVCache,
+        last: int | None = None,
+        probe: Probe | None = None,
     ) -> mx.array:
         """One pass over rows [batch, rows, hidden]; `last` keeps only that many rows once keys and values are in."""
         rows = h.shape[1]
-        queries = self._project(self.attn_norm(h), positions, rotate, cache)
+        queries = self._project(self.attn_norm(h), positions, rotate, cache, probe)
+        if probe is not None:
+            probe.queries(self.index, queries, cache)
         if last is not None and last < rows:
             h, queries, positions = h[:, rows - last :], queries[:, :, rows - last :], _tail(positions, rows, last)
         if last == 0:
@@ -83,14 +104,22 @@ class Block:
         maps = (self.project, self.out, self.gate_up, self.down)
         return [array for part in maps for array in part.arrays]
 
-    def _project(self, x: mx.array, positions: Positions, rotate: Rotate, cache: KVCache) -> mx.array:
+    def store(self, keys: mx.array, values: mx.array, positions: Positions, rotate: Rotate, cache: KVCache) -> None:
+        """Append keys, neither normalised nor rotated yet, and values, both [batch, kv_heads, rows, head_dim]."""
+        cache.slot(self.index).append(self._turn(keys, self.k_norm, rotate), values, positions)
+
+    def _project(
+        self, x: mx.array, positions: Positions, rotate: Rotate, cache: KVCache, probe: Probe | None = None
+    ) -> mx.array:
         """Queries [batch, heads, rows, head_dim], after storing the rows' keys and values where the layer owns them."""
         spec = self.spec
         queries, *keys_values = self.project(x)
         queries = self._turn(_heads(queries, spec.heads), self.q_norm, rotate)
         if keys_values:
-            keys = self._turn(_heads(keys_values[0], spec.kv_heads), self.k_norm, rotate)
-            cache.slot(self.index).append(keys, _heads(keys_values[1], spec.kv_heads), positions)
+            keys, values = (_heads(part, spec.kv_heads) for part in keys_values)
+            if probe is not None:
+                probe.keys_values(self.index, keys, values)
+            self.store(keys, values, positions, rotate, cache)
         return queries
 
     def _turn(self, x: mx.array, norm: Norm | None, rotate: Rotate) -> mx.array:
@@ -145,20 +174,32 @@ class Decoder:
         return cache
 
     def run(
-        self, h: mx.array, layers: range, positions: Positions, cache: KVCache, last: int | None = None
+        self,
+        h: mx.array,
+        layers: range,
+        positions: Positions,
+        cache: KVCache,
+        last: int | None = None,
+        probe: Probe | None = None,
     ) -> mx.array:
         """Rows [batch, rows, hidden] through a contiguous range of layers.
 
         With `last`, the range's final layer stores keys and values of all rows and then goes on with the last `last`
-        of them only; 0 stops there. `positions` are those of the rows that come in.
+        of them only; 0 stops there. `positions` are those of the rows that come in. `probe` watches.
         """
         rows = h.shape[1]
         rotations = {rope: rotary.at(positions, rows, self._fused_rope) for rope, rotary in self._rotaries.items()}
         for i in layers:
             block = self.blocks[i]
             keep = last if i == layers[-1] else None
-            h = block(h, positions, rotations[block.spec.rope], cache, keep)
+            h = block(h, positions, rotations[block.spec.rope], cache, keep, probe)
         return h
+
+    def store(self, layer: int, keys: mx.array, values: mx.array, positions: Positions, cache: KVCache) -> None:
+        """Append rows as a `Probe` saw them, [batch, kv_heads, rows, head_dim], to a layer's slot at `positions`."""
+        block = self.blocks[layer]
+        rotate = self._rotaries[block.spec.rope].at(positions, keys.shape[2], self._fused_rope)
+        block.store(keys, values, positions, rotate, cache)
 
     def head(self, h: mx.array) -> mx.array:
         """Logits [batch, rows, vocab] of hidden rows."""

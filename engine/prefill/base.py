@@ -1,12 +1,42 @@
-"""The contract of a prefill strategy: prompt tokens go in, the cache is filled, the first token's logits come out."""
+"""The contract of a prefill strategy: a prompt goes in, the cache is filled, the first token's logits come out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """A prompt in parts, as token ids: what comes first, documents that need not see each other, what is asked of
+    them, and what follows the question (a chat template's tail, for one)."""
+
+    preamble: tuple[int, ...]
+    documents: tuple[tuple[int, ...], ...]
+    query: tuple[int, ...]
+    task: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The token ids of a prompt.
+
+    The last `tail` of them belong to the chat template (or are the last one alone), and no strategy drops them.
+    `segments` are the same tokens in parts, where the caller gave parts.
+    """
+
+    tokens: Sequence[int]
+    tail: int = 1
+    segments: Segments | None = None
+
+    def after(self, cached: int) -> PromptTokens:
+        """The prompt without its first `cached` tokens, whose rows are there already."""
+        if not cached:
+            return self
+        return replace(self, tokens=self.tokens[cached:], tail=min(self.tail, len(self.tokens) - cached), segments=None)
 
 
 class Extendable(Protocol):
@@ -17,14 +47,38 @@ class Extendable(Protocol):
     def extend(self, tokens: mx.array, cache: Any, logits: int = 1) -> mx.array | None: ...
 
 
+class Extend(Protocol):
+    """One step of decoding: token ids [1, 1] are appended to the cache; logits [1, 1, vocab] come out."""
+
+    def __call__(self, tokens: mx.array, cache: Any) -> mx.array | None: ...
+
+
+@dataclass(slots=True)
+class Work:
+    """What was computed of a prompt; decoding may add to it, where a strategy computes dropped tokens after all.
+
+    `layer_tokens` counts prompt tokens a layer, over its attention and FFN; it is empty where the model does not tell.
+    """
+
+    layer_tokens: list[int] = field(default_factory=list)
+    revived: int = 0
+    """Times that decoding computed a dropped token in one more layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """What a strategy hands to decoding: logits [1, vocab] after the last prompt token, and what it did."""
+    """What a strategy hands to decoding: logits [1, vocab] after the last prompt token, and what it did.
+
+    `strategy` is the one that ran. `note` is a sentence that says why it is not the one asked for, if so. `extend`
+    takes the place of the decoder's own in decoding, for strategies that have work left.
+    """
 
     logits: mx.array
     exact: bool
     strategy: str
-    computed_tokens: int
+    work: Work
+    note: str = ""
+    extend: Extend | None = None
 
 
 class Prefill(Protocol):
@@ -33,6 +87,10 @@ class Prefill(Protocol):
     name: str
     exact: bool
 
-    def __call__(self, decoder: Extendable, tokens: Sequence[int], cache: Any) -> Prefilled:
-        """Append `tokens`, at least one, to what the cache holds already."""
+    def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
+        """Append the prompt, at least one token, to what the cache holds already.
+
+        One that does not apply here (a short prompt, a model that it cannot handle) runs `Exact` and says why in
+        `note`.
+        """
         ...

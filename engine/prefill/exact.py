@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from russet.engine.device import prefill_chunk
-from russet.engine.prefill.base import Extendable, Prefilled
+from russet.engine.prefill.base import Extendable, Prefilled, PromptTokens, Work
 
 
 class Exact:
@@ -24,12 +23,22 @@ class Exact:
     def __init__(self, chunk: int | None = None) -> None:
         self.chunk = chunk or prefill_chunk()
 
-    def __call__(self, decoder: Extendable, tokens: Sequence[int], cache: Any) -> Prefilled:
-        prompt = mx.array(list(tokens))[None]
-        last_start = (len(tokens) - 1) // self.chunk * self.chunk
+    def __call__(self, decoder: Extendable, prompt: PromptTokens, cache: Any) -> Prefilled:
+        count = len(prompt.tokens)
+        tokens = mx.array(list(prompt.tokens))[None]
+        last_start = (count - 1) // self.chunk * self.chunk
         for start in range(0, last_start, self.chunk):
-            decoder.extend(prompt[:, start : start + self.chunk], cache, logits=0)
+            decoder.extend(tokens[:, start : start + self.chunk], cache, logits=0)
             mx.eval(cache.arrays())
-        logits = decoder.extend(prompt[:, last_start:], cache, logits=1)
+        logits = decoder.extend(tokens[:, last_start:], cache, logits=1)
         assert logits is not None
-        return Prefilled(logits[:, -1], exact=True, strategy=self.name, computed_tokens=len(tokens))
+        return Prefilled(logits[:, -1], exact=True, strategy=self.name, work=Work(_layer_tokens(decoder, count)))
+
+
+def _layer_tokens(decoder: Extendable, tokens: int) -> list[int]:
+    """All tokens up to the last layer that writes keys and values, where the last token goes on alone."""
+    config = getattr(decoder, "config", None)
+    if config is None:
+        return []
+    whole = config.last_writer
+    return [tokens if i < whole else 1 for i in range(len(config.layers))]

@@ -7,8 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
-from russet.models.decoder import Block, Decoder
+from russet.models.decoder import Block, Decoder, Probe
 from russet.models.loading import load_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -34,7 +35,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, int]]]:
 
 
 def prefill(decoder: Decoder, tokens: int, chunk: int) -> None:
-    mx.eval(Exact(chunk)(decoder, list(range(1, tokens + 1)), decoder.new_cache()).logits)
+    mx.eval(Exact(chunk)(decoder, PromptTokens(range(1, tokens + 1)), decoder.new_cache()).logits)
 
 
 def test_layers_that_share_an_earlier_slot_see_one_row_of_the_whole_prompt(rows: dict) -> None:
@@ -59,3 +60,34 @@ def test_the_last_layer_attends_for_the_last_row_only(rows: dict) -> None:
     last = len(decoder.config.layers) - 1
     assert [n for index, n in rows["attention"] if index == last] == [1]
     assert {n for index, n in rows["attention"] if index < last} == {6}
+
+
+def test_the_reply_counts_prompt_tokens_a_layer() -> None:
+    decoder = load_decoder(GOLDEN / "afm")
+    work = Exact(4)(decoder, PromptTokens(range(1, 12)), decoder.new_cache()).work
+    writer = decoder.config.last_writer
+    assert work.layer_tokens == [11] * writer + [1] * (len(decoder.config.layers) - writer)
+    assert work.revived == 0
+
+
+class Recorder(Probe):
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        self.rows[layer] = (keys, values)
+
+
+@pytest.mark.parametrize("variant", ["afm", "gemma3", "llama", "openelm", "qwen3"])
+def test_rows_that_a_probe_saw_can_be_stored_again(variant: str) -> None:
+    decoder = load_decoder(GOLDEN / variant)
+    cache, copy, recorder = decoder.new_cache(), decoder.new_cache(), Recorder()
+    layers = range(len(decoder.config.layers))
+    decoder.run(decoder.embed(mx.array([[3, 5, 8, 13, 21]])), layers, 0, cache, probe=recorder)
+    for layer, (keys, values) in recorder.rows.items():
+        decoder.store(layer, keys, values, 0, copy)
+    assert sorted(recorder.rows) == sorted(cache.slots)
+    for layer, slot in cache.slots.items():
+        for written, again in zip(slot.rows.stored(), copy.slots[layer].rows.stored(), strict=True):
+            assert mx.array_equal(written, again)
+        assert slot.positions.tolist() == copy.slots[layer].positions.tolist()
