@@ -77,3 +77,11 @@ class MissingDependencyError(RussetError):
 
 class PeerError(RussetError):
     """Another engine that was to be measured beside Russet could not load the model, or its process failed."""
+
+
+class BenchmarkDataError(RussetError):
+    """A file that a benchmark reads is missing or damaged: evaluation data, or a result written earlier."""
+
+
+class GateError(RussetError):
+    """A lossy mode scores less than the level that is recorded for it, or none is recorded."""
