@@ -13,12 +13,14 @@ import mlx.core as mx
 from russet.engine.chat_template import ChatTemplate
 from russet.engine.decode import Step
 from russet.engine.device import wire_memory
+from russet.engine.encoding import encode_messages, encode_parts
 from russet.engine.errors import ChatTemplateError, EmptyPromptError, InvalidOptionError
 from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens
+from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens, positions_of
 from russet.engine.prefill.exact import Exact
 from russet.engine.progress import Progress
+from russet.engine.prompt import Prompt
 from russet.engine.reply import Piece, Reply
 from russet.engine.session import Session
 from russet.engine.timing import Stopwatch, now
@@ -29,8 +31,8 @@ from russet.models.download import resolve
 from russet.models.opening import eos_tokens, open_decoder
 
 Message = dict[str, str]
-Prompt = str | Sequence[Message] | Sequence[int]
-"""One user turn, a conversation, or token ids."""
+AnyPrompt = str | Prompt | Sequence[Message] | Sequence[int]
+"""One user turn, as one text or in parts, a conversation, or token ids."""
 
 
 def load(
@@ -87,7 +89,7 @@ class Model:
     def card(self) -> str:
         return describe(self)
 
-    def generate(self, prompt: Prompt, *, raw: bool = False, system: str | None = None, **settings: Any) -> Reply:
+    def generate(self, prompt: AnyPrompt, *, raw: bool = False, system: str | None = None, **settings: Any) -> Reply:
         """The whole reply to a prompt; takes what `stream` takes."""
         for piece in self.stream(prompt, raw=raw, system=system, **settings):
             if piece.reply is not None:
@@ -96,7 +98,7 @@ class Model:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: AnyPrompt,
         *,
         raw: bool = False,
         system: str | None = None,
@@ -112,11 +114,12 @@ class Model:
         """
         watch = Stopwatch()
         chosen = merge_options(options, overrides)
-        tokens = self.encode(prompt, raw=raw, system=system)
-        check_prompt(tokens, self.max_positions)
+        strategy = prefill or Exact()
+        tokens = self.prepare(prompt, raw=raw, system=system)
+        check_prompt(tokens.tokens, self.max_positions, positions_of(strategy, tokens))
         watch.tokenised()
         cache = self.decoder.new_cache(self.kv_bits)
-        return generate(self, PromptTokens(tokens), chosen, prefill or Exact(), watch, cache, Run())
+        return generate(self, tokens, chosen, strategy, watch, cache, Run())
 
     def session(
         self, system: str | None = None, *, options: GenerationOptions | None = None, **overrides: Any
@@ -128,24 +131,38 @@ class Model:
         """A conversation that `Session.save` wrote, cache included; `SessionFileError` if it is another model's."""
         return Session.load(self, Path(path), merge_options(options, overrides))
 
-    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
+    def encode(self, prompt: AnyPrompt, *, raw: bool = False, system: str | None = None) -> list[int]:
         """Token ids of a prompt, as `stream` would feed them to the model."""
+        return list(self.prepare(prompt, raw=raw, system=system).tokens)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant is to speak."""
+        return list(self.prepare_chat(messages).tokens)
+
+    def prepare(self, prompt: AnyPrompt, *, raw: bool = False, system: str | None = None) -> PromptTokens:
+        """Token ids of a prompt, and what prefill strategies know of them."""
+        if isinstance(prompt, Prompt):
+            plain = raw or (self.template is None and system is None)
+            return encode_parts(self.tokenizer, None if plain else self._chat_template(), prompt, system)
         if not isinstance(prompt, str):
             if prompt and isinstance(prompt[0], dict):
-                return self.encode_chat([dict(message) for message in prompt])  # type: ignore[arg-type]
-            return [int(token) for token in prompt]  # type: ignore[arg-type]
+                return self.prepare_chat([dict(message) for message in prompt])  # type: ignore[arg-type]
+            return PromptTokens([int(token) for token in prompt])  # type: ignore[arg-type]
         if not prompt.strip():
             raise EmptyPromptError("The prompt is empty; write something for the model to answer.")
         if raw or (self.template is None and system is None):
-            return self.tokenizer.encode_prompt(prompt)
+            return PromptTokens(self.tokenizer.encode_prompt(prompt))
         opening = [{"role": "system", "content": system}] if system else []
-        return self.encode_chat([*opening, {"role": "user", "content": prompt}])
+        return self.prepare_chat([*opening, {"role": "user", "content": prompt}])
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant is to speak."""
+    def prepare_chat(self, messages: Sequence[Message]) -> PromptTokens:
+        """Token ids of a conversation up to where the assistant is to speak, the template's closing as their tail."""
+        return encode_messages(self.tokenizer, self._chat_template(), messages)
+
+    def _chat_template(self) -> ChatTemplate:
         if self.template is None:
             raise ChatTemplateError(f"{self.name} has no chat template, so it can only continue text; use raw prompts.")
-        return self.tokenizer.encode(self.template.render(messages))
+        return self.template
 
     def step(self, cache: Any, extend: Extend | None = None) -> Step:
         """The decoder, or `extend` in its place, as the token loop wants it: a token in, logits of the next one out."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from russet.engine.tokenizer import Tokenizer
 
 MAX_QUOTED_CHARACTERS = 300
+_MARK = "\ue0f0"  # a private-use character stands in for what the user says
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,28 @@ class ChatTemplate:
             return template.render(given)
         except Exception as error:  # a template can raise whatever Python can
             raise ChatTemplateError(_sentence(error, self.origin)) from error
+
+    def frame(self, system: str | None = None) -> tuple[str, str]:
+        """The text before and after what the user says in a conversation of one turn, to be answered.
+
+        Raises ChatTemplateError where the template does not write the user's text as it is.
+        """
+        messages = [{"role": "system", "content": system}] if system else []
+        opening, mark, closing = self.render([*messages, {"role": "user", "content": _MARK}]).partition(_MARK)
+        if not mark:
+            raise ChatTemplateError(
+                f"{self.origin[:1].upper() + self.origin[1:]} changes what the user says, so a prompt in parts does "
+                "not go through it; mend it, or give the prompt as raw text."
+            )
+        return opening, closing
+
+    @cached_property
+    def closing(self) -> str:
+        """The text after the last user's, as far as one plain turn shows it."""
+        try:
+            return self.frame()[1]
+        except ChatTemplateError:
+            return ""
 
     @cached_property
     def _compiled(self) -> SandboxedTemplate:

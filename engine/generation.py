@@ -12,7 +12,7 @@ from russet.engine.decode import decode
 from russet.engine.detokenizer import StreamDetokenizer
 from russet.engine.errors import EmptyPromptError, PromptTooLongError
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens
+from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
 from russet.engine.reply import FinishReason, Piece, Reply
 from russet.engine.sampling import make_sampler
 from russet.engine.stop import StopMatcher
@@ -32,14 +32,19 @@ class Run:
     """Set when it ended, in whatever way, once prefill was through."""
 
 
-def check_prompt(tokens: Sequence[int], max_positions: int) -> None:
-    """Refuse an empty prompt, and one that leaves no room in the context for a single new token."""
+def check_prompt(tokens: Sequence[int], max_positions: int, positions: int | None = None) -> None:
+    """Refuse an empty prompt, and one that leaves no room in the context for a single new token.
+
+    `positions` is how many the prompt takes, where that is not one a token.
+    """
     if not tokens:
         raise EmptyPromptError("The prompt is empty; give at least one token to continue from.")
-    if len(tokens) >= max_positions:
+    taken = len(tokens) if positions is None else positions
+    if taken >= max_positions:
+        squeezed = f" and takes {taken} positions" if taken != len(tokens) else ""
         raise PromptTooLongError(
-            f"The prompt is {len(tokens)} tokens long and the model's context holds {max_positions}, one of which the "
-            "reply needs; shorten the prompt."
+            f"The prompt is {len(tokens)} tokens long{squeezed} and the model's context holds {max_positions}, one of "
+            "which the reply needs; shorten the prompt."
         )
 
 
@@ -61,9 +66,11 @@ def generate(
     tokens = prompt.tokens
     sample = make_sampler(options, tokens, model.vocab_size)
     cached = cache.next_position
-    limit = min(options.max_tokens or model.max_positions, model.max_positions - len(tokens))
-    cache.reserve(min(len(tokens) + limit, len(tokens) + RESERVED_TOKENS))
+    limit = options.max_tokens or model.max_positions
+    taken = positions_of(prefill, prompt)
+    cache.reserve(min(taken + limit, taken + RESERVED_TOKENS, model.max_positions))
     prefilled = prefill(model.decoder, prompt.after(cached), cache)
+    limit = min(limit, model.max_positions - cache.next_position)
 
     finish: FinishReason = "interrupted"
     text = StreamDetokenizer(model.tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,21 +84,21 @@ class Session:
 
         watch = Stopwatch()
         options = merge_options(self.options, overrides)
-        tokens = self.model.encode_chat(messages)
-        check_prompt(tokens, self.model.max_positions)
+        prompt = self.model.prepare_chat(messages)
+        check_prompt(prompt.tokens, self.model.max_positions)
         watch.tokenised()
-        return self._speak(messages, tokens, options, watch)
+        return self._speak(messages, prompt, options, watch)
 
     def _speak(
-        self, messages: list[dict[str, str]], tokens: list[int], options: GenerationOptions, watch: Stopwatch
+        self, messages: list[dict[str, str]], prompt: PromptTokens, options: GenerationOptions, watch: Stopwatch
     ) -> Generator[Piece, None, None]:
-        self._rewind(tokens)
+        self._rewind(prompt.tokens)
         run = Run()
         try:
-            yield from generate(self.model, PromptTokens(tokens), options, Exact(), watch, self.cache, run)
+            yield from generate(self.model, prompt, options, Exact(), watch, self.cache, run)
         finally:
             # The loop may be one token ahead of what was handed out, and prefill may have been cut short.
-            said = [*tokens, *run.tokens]
+            said = [*prompt.tokens, *run.tokens]
             held = min(self.cache.next_position, len(said))
             self.cached = said[:held] if self.cache.trim(held) else []
             if not self.cached:
@@ -108,7 +108,7 @@ class Session:
             if run.tokens or (run.reply and run.reply.finish_reason != "interrupted"):
                 self.messages = [*messages, {"role": "assistant", "content": run.text}]
 
-    def _rewind(self, tokens: list[int]) -> None:
+    def _rewind(self, tokens: Sequence[int]) -> None:
         """Keep the cached rows of the longest common prefix; at least the last token is left to compute."""
         common = 0
         for ours, wanted in zip(self.cached, tokens[:-1], strict=False):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from russet.engine.api import Model, load
     from russet.engine.errors import RussetError
     from russet.engine.options import GenerationOptions
+    from russet.engine.prompt import Prompt
     from russet.engine.reply import Piece, Reply
     from russet.engine.session import Session
     from russet.engine.timing import Timings
@@ -26,6 +27,7 @@ _HOMES = {
     "Model": "russet.engine.api",
     "Session": "russet.engine.session",
     "GenerationOptions": "russet.engine.options",
+    "Prompt": "russet.engine.prompt",
     "Reply": "russet.engine.reply",
     "Piece": "russet.engine.reply",
     "Timings": "russet.engine.timing",
@@ -36,6 +38,7 @@ __all__ = [
     "GenerationOptions",
     "Model",
     "Piece",
+    "Prompt",
     "Reply",
     "RussetError",
     "Session",

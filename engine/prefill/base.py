@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
 
@@ -94,3 +94,17 @@ class Prefill(Protocol):
         `note`.
         """
         ...
+
+
+@runtime_checkable
+class Spaced(Protocol):
+    """A strategy under which a prompt takes another number of positions than it has tokens."""
+
+    def positions(self, prompt: PromptTokens) -> int:
+        """The position of the reply's first token."""
+        ...
+
+
+def positions_of(prefill: Prefill, prompt: PromptTokens) -> int:
+    """How many positions of the model's context a prompt takes."""
+    return prefill.positions(prompt) if isinstance(prefill, Spaced) else len(prompt.tokens)
