@@ -34,10 +34,17 @@ def header(includes: Sequence[str], target: Backend) -> str:
 
 
 def build(
-    name: str, body: str, includes: Sequence[str], inputs: Sequence[str], outputs: Sequence[str], target: Backend
+    name: str,
+    body: str,
+    includes: Sequence[str],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    target: Backend,
+    strided: bool = False,
 ) -> Callable[..., list[mx.array]]:
     """MLX's callable for a kernel; it compiles when its result is first evaluated.
 
+    With `strided` inputs come as they lie in memory, and the body goes by their strides; otherwise MLX copies slices.
     CUDA kernels can only be made where MLX has CUDA, so call this when one is needed and not before.
     """
     make: Callable[..., Any] = mx.fast.metal_kernel if target == "metal" else mx.fast.cuda_kernel
@@ -47,4 +54,5 @@ def build(
         output_names=list(outputs),
         source=text(body),
         header=header(includes, target),
+        ensure_row_contiguous=not strided,
     )

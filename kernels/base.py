@@ -84,6 +84,7 @@ class Kernel:
 
     `launch(target, *inputs)` and `reference(*inputs)` depend on the inputs alone. `sample(*inputs)` makes small random
     inputs that launch the same variant, and `examples(target)` gives small random inputs for every variant there is.
+    The body of a `strided` kernel goes by its inputs' strides; others get contiguous inputs.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Kernel:
     sample: Callable[..., Inputs]
     examples: Callable[[Backend], Iterator[Inputs]]
     tolerance: dict[mx.Dtype, float]
+    strided: bool = False
     _plans: dict[Any, Launch | None] = field(default_factory=dict, init=False, repr=False)
     _checks: dict[str, Check] = field(default_factory=dict, init=False, repr=False)
     _disabled: str = field(default="", init=False, repr=False)
@@ -146,7 +148,8 @@ class Kernel:
 
     @cached_property
     def _compiled(self) -> Callable[..., list[mx.array]]:
-        return build(self.name, self.body, self.headers, self.inputs, self.outputs, backend() or "metal")
+        target = backend() or "metal"
+        return build(self.name, self.body, self.headers, self.inputs, self.outputs, target, self.strided)
 
     def _plan(self, inputs: Inputs) -> Launch | None:
         target = backend()

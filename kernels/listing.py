@@ -25,7 +25,8 @@ from russet.kernels.registry import kernels
 
 def metal_text(kernel: Kernel, inputs: Inputs) -> str:
     """What MLX generates for one call: header, signature, body and instantiation, without its own preamble."""
-    function = build(kernel.name, kernel.body, kernel.headers, kernel.inputs, kernel.outputs, "metal")
+    names = (kernel.inputs, kernel.outputs)
+    function = build(kernel.name, kernel.body, kernel.headers, *names, "metal", kernel.strided)
     launch = kernel.launch("metal", *inputs)
 
     def call(*arrays: mx.array) -> list[mx.array]:

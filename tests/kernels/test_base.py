@@ -39,7 +39,7 @@ def double(monkeypatch):
     """A kernel that doubles, whose body a test may replace by another."""
 
     def make(source: str = DOUBLE) -> Kernel:
-        def build(name, body, headers, names, outputs, target):
+        def build(name, body, headers, names, outputs, target, strided):
             return metal_kernel(name, names, outputs, source)
 
         monkeypatch.setattr(base, "backend", lambda: "metal")

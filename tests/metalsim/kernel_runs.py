@@ -13,7 +13,8 @@ def simulate(
     kernel: Kernel, inputs: Inputs, order: str = "forward", fill: int = 0xFF, guard_start: bool = False
 ) -> list[mx.array]:
     launch = kernel.launch("metal", *inputs)
-    run = metal_kernel(kernel.name, kernel.inputs, kernel.outputs, text(kernel.body), header(kernel.headers, "metal"))
+    source, preamble = text(kernel.body), header(kernel.headers, "metal")
+    run = metal_kernel(kernel.name, kernel.inputs, kernel.outputs, source, preamble, not kernel.strided)
     return run(
         inputs=inputs,
         grid=launch.grid,

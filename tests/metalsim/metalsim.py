@@ -75,6 +75,8 @@ def metal_kernel(
         named = list(zip(input_names, inputs, strict=True))
         outputs = list(zip(output_names, output_dtypes, strict=True))
         function, arguments, metal = metal_source(name, header, source, named, outputs, template)
+        if ensure_row_contiguous:
+            named = [(key, mx.contiguous(array)) for key, array in named]
         data = [piece for key, array in named for piece in _input_bytes(key, array, source)]
         shapes = zip(output_shapes, output_dtypes, strict=True)
         empty = [bytes([fill]) * (math.prod(shape) * dtype.size) for shape, dtype in shapes]
@@ -122,14 +124,19 @@ def run(
 
 def _input_bytes(name: str, array: mx.array, source: str) -> list[bytes]:
     """The array, then its shape, strides and rank where the source asks for them."""
-    flat = mx.contiguous(array).reshape(-1).view(mx.uint8) if array.ndim else array.reshape(1).view(mx.uint8)
-    strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
+    words = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+    memory = np.asarray(
+        array.view(words[array.dtype.size])
+    )  # not a copy: what a slice leaves out lies between its rows
+    strides = [stride // array.dtype.size for stride in memory.strides]
+    reach = sum((count - 1) * stride for count, stride in zip(array.shape, memory.strides, strict=True))
     extra = {
         "_shape": np.array(array.shape, np.int32),
         "_strides": np.array(strides, np.int64),
         "_ndim": np.array([array.ndim], np.int32),
     }
-    return [np.array(flat).tobytes(), *(extra[suffix].tobytes() for suffix in shape_arguments(name, array, source))]
+    data = ctypes.string_at(memory.ctypes.data, reach + array.dtype.size)
+    return [data, *(extra[suffix].tobytes() for suffix in shape_arguments(name, array, source))]
 
 
 @cache

@@ -157,3 +157,15 @@ def test_the_signature_is_the_one_that_mlx_writes():
         text = printed.read().decode()
     ours = metal_source("probe", "// header\n", source, inputs, [("out", mx.float16)], template)[2]
     assert ours.strip() == text.split("```\n", 1)[1].rsplit("\n```", 1)[0].strip()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("contiguous", "stride"), [(True, 24), (False, 48)])
+def test_a_slice_is_copied_or_comes_with_its_strides(contiguous, stride):
+    part = mx.arange(96, dtype=mx.float32).reshape(2, 6, 8)[:, 1:4]
+    mx.eval(part)
+    source = "out[0] = x[0]; out[1] = x[uint(x_strides[0])]; out[2] = x_strides[0];"
+    (out,) = metal_kernel("first", ("x",), ("out",), source, ensure_row_contiguous=contiguous)(
+        inputs=[part], output_shapes=[(3,)], output_dtypes=[mx.float32], grid=(1, 1, 1), threadgroup=(1, 1, 1)
+    )
+    assert out.tolist() == [8, 56, stride]
