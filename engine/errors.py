@@ -85,3 +85,7 @@ class BenchmarkDataError(RussetError):
 
 class GateError(RussetError):
     """A lossy mode scores less than the level that is recorded for it, or none is recorded."""
+
+
+class PredictorError(RussetError):
+    """A KV predictor is damaged, or was made for other models than it is used with."""
