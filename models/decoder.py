@@ -7,6 +7,7 @@ positions, and `head`. `extend` puts them together for rows that follow the cach
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -155,6 +156,8 @@ class Decoder:
         fused_rope: bool,
     ) -> None:
         self.config = config
+        self.source: Path | None = None
+        """The folder that the weights come from, where they are unchanged."""
         self.dtype = dtype
         self.embed = embed
         self.blocks = blocks

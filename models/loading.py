@@ -40,7 +40,9 @@ def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:
     weights = Weights(folder, config, family_of(config).names(decoder_config), decoder_config)
     compute = _dtype(dtype, weights)
     builder = _Builder(decoder_config, weights, compute, expand=_expand(weights, compute))
-    return builder.build()
+    decoder = builder.build()
+    decoder.source = folder
+    return decoder
 
 
 def _dtype(name: str | None, weights: Weights) -> mx.Dtype:

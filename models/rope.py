@@ -62,13 +62,18 @@ class Rotary:
         self._inverse = inverse_frequencies(rope)
         self._amplitude = rope.scaling.attention_factor if rope.scaling else 1.0
         self._periods = mx.array(1 / self._inverse, dtype=mx.float32)
+        self._last: tuple[np.ndarray, Rotate] | None = None
 
     def at(self, positions: Positions, rows: int, fused: bool) -> Rotate:
         """The rotation of `rows` rows at `positions`; `fused` uses MLX's operation where positions are contiguous."""
         if fused and isinstance(positions, int):
             return self._fused(positions)
-        where = np.arange(positions, positions + rows) if isinstance(positions, int) else positions
-        return self._tabled(np.outer(where, self._inverse))
+        if isinstance(positions, int):
+            return self._tabled(np.outer(np.arange(positions, positions + rows), self._inverse))
+        # Rows that are stored layer by layer come with one array of positions.
+        if self._last is None or self._last[0] is not positions:
+            self._last = positions, self._tabled(np.outer(positions, self._inverse))
+        return self._last[1]
 
     def _fused(self, start: int) -> Rotate:
         rope = self.rope
