@@ -53,10 +53,10 @@ def plan(target: Backend | None, heads: int, keys: mx.array) -> Plan:
 
 
 def merge(mixed: mx.array, stats: mx.array) -> mx.array:
-    """Put the splits together: [S, H, D] and [S, H, 2] to [H D], in mixed's type."""
+    """Put the splits together: [S, H, D] and [S, H, 2] to [H D]."""
     weights = stats[..., 1] * mx.exp(stats[..., 0] - stats[..., 0].max(axis=0))
     weights = weights / weights.sum(axis=0)
-    return (weights[..., None] * mixed.astype(mx.float32)).sum(axis=0).astype(mixed.dtype).reshape(-1)
+    return (weights[..., None] * mixed).sum(axis=0).reshape(-1)
 
 
 def _turn(
@@ -105,13 +105,13 @@ def attend_decode(
     constants: mx.array,
 ) -> list[mx.array]:
     kv_heads, dim = keys.shape[1], keys.shape[3]
-    parts = qkv.astype(mx.float32).reshape(-1, dim)
+    parts = qkv.reshape(-1, dim)
     heads = parts.shape[0] - 2 * kv_heads
     queries = _turn(parts[:heads], q_norm, rotation, constants, *rotation_form(rotation))
     key = _turn(parts[heads : heads + kv_heads], k_norm, rotation, constants, *rotation_form(rotation))
     new = mx.stack([_store(key, kv_scales[0], keys.dtype), _store(parts[heads + kv_heads :], kv_scales[1], keys.dtype)])
     recent_out = mx.where((mx.arange(recent.shape[2]) == state[1])[:, None], new[:, :, None], recent)
-    return [*_splits(queries, keys, values, recent_out, state, kv_scales, constants, qkv.dtype, True), recent_out]
+    return [*_splits(queries, keys, values, recent_out, state, kv_scales, constants, True), recent_out]
 
 
 def attend_shared(
@@ -125,9 +125,8 @@ def attend_shared(
     kv_scales: mx.array,
     constants: mx.array,
 ) -> list[mx.array]:
-    heads = qkv.astype(mx.float32).reshape(-1, keys.shape[3])
-    queries = _turn(heads, q_norm, rotation, constants, *rotation_form(rotation))
-    return _splits(queries, keys, values, recent, state, kv_scales, constants, qkv.dtype, False)
+    queries = _turn(qkv.reshape(-1, keys.shape[3]), q_norm, rotation, constants, *rotation_form(rotation))
+    return _splits(queries, keys, values, recent, state, kv_scales, constants, False)
 
 
 def _splits(
@@ -138,7 +137,6 @@ def _splits(
     state: mx.array,
     kv_scales: mx.array,
     constants: mx.array,
-    dtype: mx.Dtype,
     new_apart: bool,
 ) -> list[mx.array]:
     """Mixed and stats, over the rows that each split of the kernel takes; `new_apart` gives the new row to the last."""
@@ -165,4 +163,4 @@ def _splits(
     mixed = (weights @ all_values) / mx.where(total > 0, total, 1.0)
     stats = mx.concatenate([top, total], axis=-1)
     shape = (cut.splits, queries.shape[0])
-    return [mixed.astype(dtype).reshape(*shape, dim), stats.reshape(*shape, 2)]
+    return [mixed.reshape(*shape, dim), stats.reshape(*shape, 2)]

@@ -23,8 +23,8 @@ inline attend_form attend_form_of(int rows, int columns, bool normed, const devi
   return form;
 }
 
-template <typename T, int D>
-inline void attend_norm(thread float* value, const device T* weight, float eps, uint lane) {
+template <int D, typename W>
+inline void attend_norm(thread float* value, const device W* weight, float eps, uint lane) {
   float squares = 0.0f;
 #pragma unroll
   for (int j = 0; j < (D + 31) / 32; j++) squares += value[j] * value[j];
@@ -37,17 +37,17 @@ inline void attend_norm(thread float* value, const device T* weight, float eps, 
 }
 
 // Norm and rotate one head, by one simdgroup, and leave it times `factor` in threadgroup memory.
-template <typename T, int D>
-inline void attend_turn(const device T* from, const device T* weight, const device float* rotation, attend_form form,
-                        float factor, TG(float) to, uint lane) {
+template <int D, typename W>
+inline void attend_turn(const device float* from, const device W* weight, const device float* rotation,
+                        attend_form form, float factor, TG(float) to, uint lane) {
   constexpr int EACH = (D + 31) / 32;
   float value[EACH];
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
     uint i = lane + 32u * uint(j);
-    value[j] = i < uint(D) ? float(from[i]) : 0.0f;
+    value[j] = i < uint(D) ? from[i] : 0.0f;
   }
-  if (form.normed && !form.rotate_first) attend_norm<T, D>(value, weight, form.eps, lane);
+  if (form.normed && !form.rotate_first) attend_norm<D>(value, weight, form.eps, lane);
 #pragma unroll
   for (int j = 0; j < EACH; j++)
     if (lane + 32u * uint(j) < uint(D)) to[lane + 32u * uint(j)] = value[j];
@@ -64,7 +64,7 @@ inline void attend_turn(const device T* from, const device T* weight, const devi
       value[j] = value[j] * cosine + (second ? sine : -sine) * to[other];
     }
   }
-  if (form.normed && form.rotate_first) attend_norm<T, D>(value, weight, form.eps, lane);
+  if (form.normed && form.rotate_first) attend_norm<D>(value, weight, form.eps, lane);
   simdgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
   for (int j = 0; j < EACH; j++)

@@ -19,10 +19,10 @@ const attend_form form = attend_form_of(rotation_shape[0], rotation_shape[1], q_
 for (uint h = simdgroup; h < HEADS + (adds ? 1u : 0u); h += SIMDGROUPS) {
   if (h < HEADS) {
     uint head = first + h < group ? first + h : group - 1u;
-    attend_turn<T, D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * key_scale,
+    attend_turn<D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * key_scale,
                       &turned[h][0], lane);
   } else {
-    attend_turn<T, D>(qkv + (heads + kv_head) * D, k_norm, rotation, form, 1.0f, &turned[h][0], lane);
+    attend_turn<D>(qkv + (heads + kv_head) * D, k_norm, rotation, form, 1.0f, &turned[h][0], lane);
   }
 }
 const uint words = ring_rows * D * sizeof(recent[0]) / 4u, at_row = uint(state[1]);
@@ -38,7 +38,7 @@ threadgroup_barrier(mem_flags::mem_threadgroup);
 if (adds) {
   for (uint i = index; i < D; i += THREADS) {
     float key = turned[HEADS][i] / key_scale;
-    float value = float(qkv[(heads + kv_heads + kv_head) * D + i]) / value_scale;
+    float value = qkv[(heads + kv_heads + kv_head) * D + i] / value_scale;
     const auto key_kept = row_feature(keys, key), value_kept = row_feature(values, value);
     turned[HEADS][i] = float(key_kept);
     turned[HEADS + 1][i] = float(value_kept);
@@ -64,7 +64,7 @@ for (uint cell = index; cell < HEADS * D; cell += THREADS) {
   uint head = first + cell / D, to = split * heads + kv_head * group + head;
   if (head < group) {
     const auto whole = attend_join<SIMDGROUPS, HEADS, D>(&mixes[0][0], &tops[0][0], &totals[0][0], cell);
-    mixed[to * D + cell % D] = T(whole.mixed * value_scale);
+    mixed[to * D + cell % D] = whole.mixed * value_scale;
     if (cell % D == 0u) {
       stats[2u * to] = whole.top;
       stats[2u * to + 1u] = whole.total;

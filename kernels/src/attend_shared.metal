@@ -15,7 +15,7 @@ const uint heads = qkv_shape[0] / uint(D), group = heads / kv_heads;
 const attend_form form = attend_form_of(rotation_shape[0], rotation_shape[1], q_norm_shape[0] == D, constants);
 for (uint h = simdgroup; h < HEADS; h += SIMDGROUPS) {
   uint head = first + h < group ? first + h : group - 1u;
-  attend_turn<T, D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * kv_scales[0],
+  attend_turn<D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * kv_scales[0],
                     &turned[h][0], lane);
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -33,7 +33,7 @@ for (uint cell = thread_index_in_threadgroup; cell < HEADS * D; cell += THREADS)
   uint head = first + cell / D, to = split * heads + kv_head * group + head;
   if (head < group) {
     const auto whole = attend_join<SIMDGROUPS, HEADS, D>(&mixes[0][0], &tops[0][0], &totals[0][0], cell);
-    mixed[to * D + cell % D] = T(whole.mixed * kv_scales[1]);
+    mixed[to * D + cell % D] = whole.mixed * kv_scales[1];
     if (cell % D == 0u) {
       stats[2u * to] = whole.top;
       stats[2u * to + 1u] = whole.total;
