@@ -57,7 +57,10 @@ class Slot:
         end = self.first + self.rows.length
         if self._ragged is not None or not isinstance(positions, int) or positions + queries != end:
             keys, values = self.rows.read(0)
-            return keys, values, self._mask(as_array(positions, queries), self.positions)
+            wanted, stored = as_array(positions, queries), self.positions
+            if queries > 1 and self._follows(wanted, stored):
+                return keys, values, "causal"
+            return keys, values, self._mask(wanted, stored)
         skip = 0 if self.window is None else max(0, positions - self.window + 1 - self.first)
         keys, values = self.rows.read(skip)
         if self.window is not None and queries > 1 and self.rows.length - skip > self.window:
@@ -89,6 +92,11 @@ class Slot:
         if self.window is not None:
             seen &= queries[:, None] - rows[None, :] < self.window
         return None if seen.all() else mx.array(seen)  # type: ignore[arg-type]
+
+    def _follows(self, queries: np.ndarray, rows: np.ndarray) -> bool:
+        """Whether the queries' own rows end the slot, all in ascending order and none out of the window's reach."""
+        near = self.window is None or queries[-1] - rows[0] < self.window
+        return near and np.array_equal(rows[-len(queries) :], queries) and bool((np.diff(rows) > 0).all())
 
     def _drop_unseen(self, next_position: int) -> None:
         assert self.window is not None
