@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from russet.engine.api import Model, load
     from russet.engine.errors import RussetError
     from russet.engine.options import GenerationOptions
+    from russet.engine.prefill.lazyllm import LazyLLM
     from russet.engine.prompt import Prompt
     from russet.engine.reply import Piece, Reply
     from russet.engine.session import Session
@@ -27,6 +28,7 @@ _HOMES = {
     "Model": "russet.engine.api",
     "Session": "russet.engine.session",
     "GenerationOptions": "russet.engine.options",
+    "LazyLLM": "russet.engine.prefill.lazyllm",
     "Prompt": "russet.engine.prompt",
     "Reply": "russet.engine.reply",
     "Piece": "russet.engine.reply",
@@ -36,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "GenerationOptions",
+    "LazyLLM",
     "Model",
     "Piece",
     "Prompt",

@@ -1,0 +1,168 @@
+"""How important the tokens of a prompt are to the end of it: scorers that read attention off the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from russet.engine.cache import KVCache, Slot
+from russet.engine.errors import InvalidOptionError
+from russet.engine.prefill.pruning import pooled
+from russet.kernels.row_importance import last_row_importance
+from russet.models.config import DecoderConfig
+from russet.models.decoder import Decoder, Probe
+
+
+class Watch(Probe):
+    """Keeps the last `rows` queries of some layers, [1, heads, at most rows, head_dim], in `seen`."""
+
+    def __init__(self, layers: Iterable[int], rows: int) -> None:
+        self.seen: dict[int, mx.array] = {}
+        self._layers = frozenset(layers)
+        self._rows = rows
+
+    def queries(self, layer: int, queries: mx.array, cache: KVCache) -> None:
+        if layer not in self._layers:
+            return
+        if layer in self.seen and queries.shape[2] < self._rows:
+            queries = mx.concatenate([self.seen[layer], queries], axis=2)
+        self.seen[layer] = queries[:, :, -self._rows :]
+
+
+class Scorer(Protocol):
+    """Ranks tokens by the attention that the prompt's last queries pay them.
+
+    `queries` is how many it looks at; they are never dropped. `pool` averages neighbours before the ranking.
+    """
+
+    @property
+    def queries(self) -> int: ...
+
+    @property
+    def pool(self) -> int: ...
+
+    def layers(self, boundary: int, config: DecoderConfig) -> tuple[int, ...]:
+        """The layers that it looks at to rank tokens before layer `boundary`."""
+        ...
+
+    def scores(self, queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
+        """Scores [n], float32, of a slot's n rows at one layer.
+
+        The queries [1, heads, at most `queries`, head_dim] are at the positions that end before `end`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LastRow:
+    """LazyLLM's own score (arXiv 2407.14057): the last token's attention, mean over the heads of one layer."""
+
+    pool: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.queries, self.pool)
+
+    @property
+    def queries(self) -> int:
+        return 1
+
+    def layers(self, boundary: int, config: DecoderConfig) -> tuple[int, ...]:
+        return _before(boundary, 1, config)
+
+    def scores(self, queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
+        if window is None:
+            return last_row_importance(queries, slot.rows.read(0)[0], scale)
+        return attention(queries, slot, scale, end, window).mean(axis=(0, 1))
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The last `queries` tokens' attention, their mean; reduced over heads; then the maximum over `depth` layers.
+
+    One layer's ranking can fail where its neighbours' does not (arXiv 2602.16054).
+    """
+
+    queries: int = 8
+    depth: int = 4
+    heads: Literal["mean", "max"] = "max"
+    pool: int = 15
+
+    def __post_init__(self) -> None:
+        _check(self.queries, self.pool)
+        if self.depth < 1 or self.heads not in ("mean", "max"):
+            raise InvalidOptionError(
+                f"A scorer over {self.depth} layers and the {self.heads!r} of heads does not exist; take at least one "
+                "layer, and 'mean' or 'max'."
+            )
+
+    def layers(self, boundary: int, config: DecoderConfig) -> tuple[int, ...]:
+        return _before(boundary, self.depth, config)
+
+    def scores(self, queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
+        of_head = attention(queries, slot, scale, end, window).mean(axis=1)
+        return of_head.mean(axis=0) if self.heads == "mean" else of_head.max(axis=0)
+
+
+def score(
+    scorer: Scorer, boundary: int, watch: Watch, end: int, tokens: np.ndarray, decoder: Decoder, cache: KVCache
+) -> np.ndarray:
+    """Scores [n], float64, of the tokens at positions `tokens` [n], ascending, before layer `boundary`.
+
+    `watch` holds the queries; the last of them is at position `end - 1`. A token that a layer has no row of, because
+    it lies outside of the layer's window, scores 0 there.
+    """
+    per_layer = []
+    for layer in scorer.layers(boundary, decoder.config):
+        queries, slot = watch.seen[layer], cache.slot(layer)
+        window = decoder.config.layers[layer].window
+        scores = scorer.scores(queries, slot, decoder.blocks[layer].scale, end, window)
+        per_layer.append(_at(scores, slot.positions, tokens))
+    best = per_layer[0] if len(per_layer) == 1 else mx.stack(per_layer).max(axis=0)
+    return pooled(np.array(best, dtype=np.float64), scorer.pool)
+
+
+def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
+    """Softmax weights [heads, queries, n], float32, of queries [1, heads, queries, head_dim] over a slot's n rows.
+
+    The queries are at the positions that end before `end`, one after the other.
+    """
+    keys, _ = slot.rows.read(0)
+    _, heads, count, dim = queries.shape
+    groups = keys.shape[1]
+    grouped = queries.astype(mx.float32).reshape(groups, heads // groups * count, dim)
+    products = (grouped * scale) @ keys[0].astype(mx.float32).swapaxes(-1, -2)
+    products = products.reshape(heads, count, -1)
+    where = np.arange(end - count, end)[:, None] - slot.positions[None, :]
+    seen = where >= 0 if window is None else (where >= 0) & (where < window)
+    if not seen.all():
+        products = mx.where(mx.array(seen), products, -math.inf)  # type: ignore[arg-type]
+    return mx.softmax(products, axis=-1)
+
+
+def _at(scores: mx.array, rows: np.ndarray, tokens: np.ndarray) -> mx.array:
+    """Scores of a slot's rows, as scores of tokens; both are given by their positions."""
+    if len(rows) == len(tokens) and np.array_equal(rows, tokens):
+        return scores
+    order = np.argsort(rows, kind="stable")
+    found = np.minimum(np.searchsorted(rows[order], tokens), len(rows) - 1)
+    there = rows[order][found] == tokens
+    picked = scores[mx.array(order[found].astype(np.int32))]
+    return picked if there.all() else mx.where(mx.array(there), picked, 0.0)  # type: ignore[arg-type]
+
+
+def _before(boundary: int, depth: int, config: DecoderConfig) -> tuple[int, ...]:
+    """The last `depth` layers before `boundary` that see the whole prompt, or of all where each has a window."""
+    whole = [i for i in range(boundary) if config.layers[i].window is None]
+    return tuple((whole or list(range(boundary)))[-depth:])
+
+
+def _check(queries: int, pool: int) -> None:
+    if queries < 1 or pool < 1:
+        raise InvalidOptionError(
+            f"A scorer with {queries} queries that pools {pool} tokens does not exist; both must be at least 1."
+        )

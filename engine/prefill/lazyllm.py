@@ -1,0 +1,139 @@
+"""LazyLLM (arXiv 2407.14057): tokens that the prompt's end pays little attention to stop before the last layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from russet.engine.cache import KVCache
+from russet.engine.device import prefill_chunk
+from russet.engine.errors import InvalidOptionError
+from russet.engine.prefill.base import Prefilled, PromptTokens, Work
+from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.importance import Aggregated, Scorer, Watch, score
+from russet.engine.prefill.pruning import FIRST, LAST, Schedule, Staged, select
+from russet.engine.prefill.revival import AuxCache, Revival
+from russet.models.decoder import Decoder
+from russet.models.rope import Positions
+
+SHORTEST = 64
+"""Prompts of fewer new tokens run exactly: there is next to nothing to leave out."""
+
+
+class LazyLLM:
+    """Progressive pruning of the prompt, layer by layer, and revival of dropped tokens in decoding.
+
+    `keep` is the share of the prompt that the last layers compute, with the default schedule; `schedule` replaces it.
+    `revive` is how many dropped tokens one step of decoding may compute further at each boundary, over the first
+    `revive_steps` steps; 0 switches that off. `chunk` bounds the rows of one pass. Raises `InvalidOptionError`.
+    """
+
+    name = "lazyllm"
+    exact = False
+
+    def __init__(
+        self,
+        keep: float = 0.15,
+        schedule: Schedule | None = None,
+        scorer: Scorer | None = None,
+        revive: int = 0,
+        revive_steps: int = 8,
+        chunk: int | None = None,
+    ) -> None:
+        if not 0 < keep <= 1:
+            raise InvalidOptionError(f"keep is {keep}; it is a share of the prompt, above 0 and at most 1.")
+        if revive < 0 or revive_steps < 0:
+            raise InvalidOptionError(f"revive is {revive} and revive_steps {revive_steps}; neither can be negative.")
+        self.schedule = schedule or default_schedule(keep)
+        self.scorer = scorer or Aggregated()
+        self.revive = revive if revive_steps else 0
+        self.revive_steps = revive_steps
+        self.chunk = chunk or prefill_chunk()
+
+    def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
+        if not isinstance(decoder, Decoder):
+            return self._exactly(decoder, prompt, cache, "LazyLLM needs Russet's own decoder, and this model has none")
+        count = len(prompt.tokens)
+        if count < SHORTEST:
+            return self._exactly(
+                decoder, prompt, cache, f"LazyLLM starts at {SHORTEST} new tokens, and these are {count}"
+            )
+        plan = self.schedule.kept(decoder.config.last_writer + 1, count)
+        if not plan:
+            return self._exactly(decoder, prompt, cache, "LazyLLM's schedule keeps every token at every layer")
+        return self._prune(decoder, prompt, cache, plan)
+
+    def _exactly(self, decoder: Any, prompt: PromptTokens, cache: Any, reason: str) -> Prefilled:
+        return replace(Exact(self.chunk)(decoder, prompt, cache), note=f"{reason}, so prefill was exact.")
+
+    def _prune(self, decoder: Decoder, prompt: PromptTokens, cache: KVCache, plan: dict[int, int]) -> Prefilled:
+        """Stage by stage: all rows through the layers before a boundary, then the ranking, then fewer rows."""
+        start, count = cache.next_position, len(prompt.tokens)
+        end = start + count
+        everything = np.arange(start, end, dtype=np.float64)
+        watched = {layer for boundary in plan for layer in self.scorer.layers(boundary, decoder.config)}
+        watch, aux, work = Watch(watched, self.scorer.queries), AuxCache(), Work()
+        always = max(0, FIRST - start), max(LAST, prompt.tail, self.scorer.queries)
+        h, rows = decoder.embed(mx.array(list(prompt.tokens))[None]), everything
+        layer = 0
+        for boundary, kept in plan.items():
+            h = self._stage(decoder, h, range(layer, boundary), rows, cache, watch)
+            work.layer_tokens += [len(rows)] * (boundary - layer)
+            scores = score(self.scorer, boundary, watch, end, rows, decoder, cache)
+            going_on = select(scores, kept, *always)
+            if self.revive:
+                dropped = np.setdiff1d(np.arange(len(rows)), going_on, assume_unique=True)
+                aux.put(boundary, _rows(h, dropped), rows[dropped])
+            h, rows, layer = _rows(h, going_on), rows[going_on], boundary
+            mx.eval(h, aux.arrays())
+        logits = self._finish(decoder, h, layer, rows, cache)
+        writer = decoder.config.last_writer
+        work.layer_tokens += [len(rows)] * (writer - layer) + [1] * (len(decoder.blocks) - writer)
+        cache.next_position = end
+        extend = None
+        if self.revive and aux.waiting:
+            extend = Revival(decoder, self.scorer, plan, everything, aux, self.revive, self.revive_steps, work)
+        return Prefilled(logits, exact=False, strategy=self.name, work=work, extend=extend)
+
+    def _stage(
+        self, decoder: Decoder, h: mx.array, layers: range, rows: np.ndarray, cache: KVCache, watch: Watch
+    ) -> mx.array:
+        """Rows [1, n, hidden] through some layers, chunk by chunk."""
+        through = []
+        for first in range(0, len(rows), self.chunk):
+            some = slice(first, first + self.chunk)
+            through.append(decoder.run(h[:, some], layers, _positions(rows[some]), cache, probe=watch))
+            mx.eval(through[-1], cache.arrays(), list(watch.seen.values()))
+        return through[0] if len(through) == 1 else mx.concatenate(through, axis=1)
+
+    def _finish(self, decoder: Decoder, h: mx.array, layer: int, rows: np.ndarray, cache: KVCache) -> mx.array:
+        """Logits [1, vocab] of the last row; of the others, only keys and values are computed in the last writer."""
+        writer, count = decoder.config.last_writer, len(decoder.blocks)
+        whole = range(layer, writer + 1)
+        last_start = (len(rows) - 1) // self.chunk * self.chunk
+        for first in range(0, last_start, self.chunk):
+            some = slice(first, first + self.chunk)
+            decoder.run(h[:, some], whole, _positions(rows[some]), cache, last=0)
+            mx.eval(cache.arrays())
+        h = decoder.run(h[:, last_start:], whole, _positions(rows[last_start:]), cache, last=1)
+        if writer + 1 < count:
+            h = decoder.run(h, range(writer + 1, count), int(rows[-1]), cache)
+        return decoder.head(h)[:, -1]
+
+
+def default_schedule(keep: float) -> Schedule:
+    """Two cuts, at 30 % and 60 % of the depth, that leave `keep` of the prompt to the last layers."""
+    first = keep ** (2 / 3)
+    return Staged({0.3: first, 0.6: keep / first})
+
+
+def _positions(rows: np.ndarray) -> Positions:
+    """Contiguous positions as their start, which keeps the fast paths of rotation and attention."""
+    return int(rows[0]) if len(rows) == rows[-1] - rows[0] + 1 else rows
+
+
+def _rows(h: mx.array, chosen: np.ndarray) -> mx.array:
+    return h[:, mx.array(chosen.astype(np.int32))]
