@@ -1,0 +1,160 @@
+"""KV Prediction (arXiv 2410.08391): a small auxiliary model runs the prompt, and the base gets its rows by linear maps.
+
+The base model computes the last token only. Its own key norm and rotary embedding follow the predicted keys, so that a
+predictor sees keys that do not depend on their positions.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from russet.engine.cache import KVCache
+from russet.engine.device import prefill_chunk
+from russet.engine.errors import PredictorError
+from russet.engine.prefill.base import Prefilled, PromptTokens, Work
+from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.identity import EQUAL, Identity, keys_values
+from russet.engine.prefill.predictor import Predictor
+from russet.engine.prefill.predictor_folder import load_predictor
+from russet.models.catalog import CATALOG
+from russet.models.decoder import Decoder, Probe
+from russet.models.download import resolve
+from russet.models.layer_pruned import layer_pruned
+from russet.models.loading import load_decoder
+
+_logger = logging.getLogger("russet")
+
+
+class KVPrediction:
+    """Predict the prompt's keys and values from an auxiliary model's.
+
+    `predictor` is one in memory or the folder that holds it. `auxiliary` is a decoder, or the name or folder of a
+    model; without one, the predictor says which it was trained with: layers of the base, a folder inside its own, or a
+    model of the catalog. `prepare` loads it ahead of the first prompt. Raises `PredictorError` where predictor, base
+    and auxiliary do not belong together.
+    """
+
+    name = "kv-prediction"
+    exact = False
+
+    def __init__(
+        self, predictor: Predictor | Path | str, auxiliary: Decoder | Path | str | None = None, rows: int | None = None
+    ) -> None:
+        self.folder = None if isinstance(predictor, Predictor) else Path(predictor)
+        self.predictor = predictor if isinstance(predictor, Predictor) else load_predictor(Path(predictor))
+        self.auxiliary = auxiliary
+        self.rows = rows or prefill_chunk()
+        self._prepared: tuple[Decoder, Decoder, Predictor] | None = None
+
+    def prepare(self, decoder: Decoder) -> tuple[Decoder, Predictor]:
+        """The auxiliary, and the predictor in the base's number format, once both have been checked against it."""
+        if self._prepared is None or self._prepared[0] is not decoder:
+            _check("base model", self.predictor.base, decoder)
+            auxiliary = self._find_auxiliary(decoder)
+            if isinstance(self.predictor.auxiliary, Identity):
+                _check("auxiliary model", self.predictor.auxiliary, auxiliary)
+            elif keys_values(auxiliary.config) != self.predictor.sources:
+                raise PredictorError(
+                    f"The predictor was made with layers {list(self.predictor.auxiliary)} of the base itself, which "
+                    "the auxiliary given does not have; leave the auxiliary out."
+                )
+            self._prepared = decoder, auxiliary, self.predictor.astype(decoder.dtype)
+        return self._prepared[1:]
+
+    def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
+        reason = self._unfit(decoder, prompt, cache)
+        if reason:
+            done = Exact(self.rows)(decoder, prompt, cache)
+            return Prefilled(done.logits, True, done.strategy, done.work, note=reason)
+        auxiliary, predictor = self.prepare(decoder)
+        *context, last = prompt.tokens
+        store_predicted(decoder, auxiliary, predictor, context, cache, self.rows)
+        cache.next_position = len(context)
+        logits = decoder.extend(mx.array([[last]]), cache)
+        assert logits is not None
+        return Prefilled(logits[:, -1], exact=False, strategy=self.name, work=Work([1] * len(decoder.blocks)))
+
+    def _unfit(self, decoder: Any, prompt: PromptTokens, cache: Any) -> str:
+        """Why exact prefill has to serve, as a sentence, or nothing."""
+        if not isinstance(decoder, Decoder):
+            return "KV Prediction needs one of Russet's own architectures, so the prompt was computed exactly."
+        if len(prompt.tokens) < 2:
+            return "KV Prediction computes the last token anyway, so this prompt of one token was computed exactly."
+        if cache.next_position:
+            return (
+                f"The auxiliary model has not seen the {cache.next_position} tokens that are cached already, so the "
+                "rest of the prompt was computed exactly."
+            )
+        config = self.prepare(decoder)[0].config
+        if len(prompt.tokens) > config.max_positions or max(prompt.tokens) >= config.vocab_size:
+            return (
+                f"The auxiliary model takes {config.max_positions} tokens out of a vocabulary of {config.vocab_size}, "
+                "which is too little for this prompt, so it was computed exactly."
+            )
+        return ""
+
+    def _find_auxiliary(self, decoder: Decoder) -> Decoder:
+        known = self.predictor.auxiliary
+        if isinstance(self.auxiliary, Decoder):
+            return self.auxiliary
+        if self.auxiliary is not None:
+            return load_decoder(resolve(str(self.auxiliary)))
+        if not isinstance(known, Identity):
+            return layer_pruned(decoder, known)
+        inside = self.folder / known.name if self.folder else None
+        if inside is not None and inside.is_dir():
+            return load_decoder(inside)
+        if known.name in CATALOG:
+            return load_decoder(resolve(known.name))
+        raise PredictorError(
+            f"The predictor was trained with {known.name}, which is neither in its folder nor in the catalog; name the "
+            "auxiliary model."
+        )
+
+
+def store_predicted(
+    base: Decoder, auxiliary: Decoder, predictor: Predictor, tokens: list[int], cache: KVCache, rows: int
+) -> None:
+    """Append predicted rows of `tokens` to an empty cache of the base, `rows` of them at a time.
+
+    The auxiliary stops at the last layer that the map reads. Its cache is gone afterwards.
+    """
+    layers = range(max(source for source in predictor.layer_map if source is not None) + 1)
+    auxiliary_cache, seen = auxiliary.new_cache(), _KeysValues()
+    for start in range(0, len(tokens), rows):
+        chunk = mx.array([tokens[start : start + rows]])
+        auxiliary.run(auxiliary.embed(chunk), layers, start, auxiliary_cache, last=0, probe=seen)
+        for layer, source in enumerate(predictor.layer_map):
+            if source is not None:
+                base.store(layer, *predictor.predict(layer, *seen.rows[source]), start, cache)
+        mx.eval(cache.arrays(), auxiliary_cache.arrays())
+
+
+class _KeysValues(Probe):
+    """Keeps each layer's last keys and values."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        self.rows[layer] = (keys, values)
+
+
+def _check(role: str, known: Identity, decoder: Decoder) -> None:
+    difference = known.difference(decoder)
+    name = f" ({known.name})" if known.name else ""
+    if difference:
+        raise PredictorError(
+            f"The {role} has {difference}; use the one that the predictor was made with{name}, or another predictor."
+        )
+    if known.similarity(decoder) < EQUAL:
+        _logger.warning(
+            "the %s's weights are close to those that the predictor was made with%s, not equal: another number format, "
+            "or a fine-tuned model",
+            role,
+            name,
+        )
