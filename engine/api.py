@@ -19,6 +19,7 @@ from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
 from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens, positions_of
 from russet.engine.prefill.exact import Exact
+from russet.engine.prefix_store import PrefixStore, open_store
 from russet.engine.progress import Progress
 from russet.engine.prompt import Prompt
 from russet.engine.reply import Piece, Reply
@@ -36,13 +37,19 @@ AnyPrompt = str | Prompt | Sequence[Message] | Sequence[int]
 
 
 def load(
-    name: str | Path, *, dtype: str | None = None, kv_bits: int | None = None, progress: Progress | None = None
+    name: str | Path,
+    *,
+    dtype: str | None = None,
+    kv_bits: int | None = None,
+    prefix_cache: str | Path | bool | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load a model by catalog name, folder, GGUF file or hub repository; it is fetched and converted if need be.
 
     `dtype` ("float16", "bfloat16", "float32") is what it computes in; unless given, float32 on a CPU and the
-    checkpoint's own on a GPU. `kv_bits` 8 stores the KV cache as int8, which halves it and is lossy. Raises
-    `RussetError` subclasses.
+    checkpoint's own on a GPU. `kv_bits` 8 stores the KV cache as int8, which halves it and is lossy. `prefix_cache`
+    keeps the rows of long prompts on disk, so that a prompt that begins like an earlier one is not computed again: True
+    for the cache folder, or a folder of one's own. Raises `RussetError` subclasses.
     """
     if kv_bits not in (None, 8, 16):
         raise InvalidOptionError(f"kv_bits is {kv_bits!r}; it must be 8 or 16.")
@@ -54,7 +61,8 @@ def load(
         decoder, config, max_positions = open_decoder(folder, dtype)
         tokenizer = tokenizer_loading.result()
     wire_memory()
-    return Model(str(name), folder, decoder, config, tokenizer, max_positions, kv_bits or 16, now() - started)
+    store = open_store(prefix_cache, folder, decoder, kv_bits or 16)
+    return Model(str(name), folder, decoder, config, tokenizer, max_positions, kv_bits or 16, now() - started, store)
 
 
 class Model:
@@ -73,6 +81,7 @@ class Model:
         max_positions: int,
         kv_bits: int,
         load_s: float,
+        prefix_store: PrefixStore | None = None,
     ) -> None:
         self.name = name
         self.path = path
@@ -84,6 +93,7 @@ class Model:
         self.vocab_size = config.vocab_size if config else tokenizer.vocab_size
         self.kv_bits = kv_bits
         self.load_s = load_s
+        self.prefix_store = prefix_store
 
     @property
     def card(self) -> str:
@@ -91,10 +101,9 @@ class Model:
 
     def generate(self, prompt: AnyPrompt, *, raw: bool = False, system: str | None = None, **settings: Any) -> Reply:
         """The whole reply to a prompt; takes what `stream` takes."""
-        for piece in self.stream(prompt, raw=raw, system=system, **settings):
-            if piece.reply is not None:
-                return piece.reply
-        raise AssertionError("a stream ends with its reply")
+        *_, last = self.stream(prompt, raw=raw, system=system, **settings)
+        assert last.reply is not None
+        return last.reply
 
     def stream(
         self,
@@ -122,14 +131,26 @@ class Model:
         return generate(self, tokens, chosen, strategy, watch, cache, Run())
 
     def session(
-        self, system: str | None = None, *, options: GenerationOptions | None = None, **overrides: Any
+        self,
+        system: str | None = None,
+        *,
+        options: GenerationOptions | None = None,
+        prefill: Prefill | None = None,
+        **overrides: Any,
     ) -> Session:
-        """A conversation that keeps its KV cache between turns."""
-        return Session(self, system, merge_options(options, overrides))
+        """A conversation that keeps its exact KV rows between turns; `prefill` is the strategy of every turn."""
+        return Session(self, system, merge_options(options, overrides), prefill)
 
-    def load_session(self, path: str | Path, *, options: GenerationOptions | None = None, **overrides: Any) -> Session:
+    def load_session(
+        self,
+        path: str | Path,
+        *,
+        options: GenerationOptions | None = None,
+        prefill: Prefill | None = None,
+        **overrides: Any,
+    ) -> Session:
         """A conversation that `Session.save` wrote, cache included; `SessionFileError` if it is another model's."""
-        return Session.load(self, Path(path), merge_options(options, overrides))
+        return Session.load(self, Path(path), merge_options(options, overrides), prefill)
 
     def encode(self, prompt: AnyPrompt, *, raw: bool = False, system: str | None = None) -> list[int]:
         """Token ids of a prompt, as `stream` would feed them to the model."""

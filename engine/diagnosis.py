@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from russet.engine.paths import cache_root
-from russet.engine.storage import readable_bytes
+from russet.engine.storage import folder_bytes, readable_bytes
 
 # Distribution, and what it adds.
 _CUDA = "mlx-cuda-13"
@@ -148,13 +148,23 @@ def _models() -> Finding:
     return Finding("models", text or "none yet", [model.name for model in models])
 
 
+def _prefixes() -> Finding:
+    from russet.engine.prefix_store import prefixes_dir, size_limit
+
+    folder, limit = prefixes_dir(), size_limit()
+    nbytes = folder_bytes(folder) if folder.is_dir() else 0
+    text = f"{readable_bytes(nbytes)} of at most {readable_bytes(limit)}"
+    hint = f"; delete {folder} to clear them" if nbytes else ""
+    return Finding("prefixes", text + hint, {"path": str(folder), "bytes": nbytes, "limit_bytes": limit})
+
+
 def _extras() -> Finding:
     found = {name: _version(name) for name, _ in _EXTRAS}
     text = ", ".join(f"{name} {found[name] or 'absent'} ({purpose})" for name, purpose in _EXTRAS)
     return Finding("extras", text, found)
 
 
-_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _kernels, _cache, _models, _extras)
+_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _kernels, _cache, _models, _prefixes, _extras)
 
 
 def cpu_speed() -> tuple[float, float]:

@@ -14,12 +14,13 @@ from russet.engine.errors import EmptyPromptError, PromptTooLongError
 from russet.engine.options import GenerationOptions
 from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
 from russet.engine.reply import FinishReason, Piece, Reply
-from russet.engine.sampling import make_sampler
+from russet.engine.sampling import Sampler, make_sampler
 from russet.engine.stop import StopMatcher
 from russet.engine.timing import Stopwatch
 
 if TYPE_CHECKING:
     from russet.engine.api import Model
+    from russet.engine.prefix_store import HeldPrefix
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Run:
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    exact_rows: bool = False
+    """Whether prefill went through and left in the cache what one exact pass would leave."""
     reply: Reply | None = None
     """Set when it ended, in whatever way, once prefill was through."""
 
@@ -57,26 +60,64 @@ def generate(
     cache: Any,
     run: Run,
 ) -> Generator[Piece, None, None]:
-    """Continue a prompt; the cache holds a prefix of them already, shorter than the whole.
+    """Continue a prompt; the cache holds a prefix of it already, shorter than the whole.
 
     Pieces come as soon as their text is certain; the last one carries the `Reply`. Closing the generator early leaves
-    one in `run`, its finish reason "interrupted".
+    one in `run`, its finish reason "interrupted". What the model's prefix store keeps of the prompt is written at the
+    very end, after the last piece.
     """
     mx.reset_peak_memory()
-    tokens = prompt.tokens
-    sample = make_sampler(options, tokens, model.vocab_size)
-    cached = cache.next_position
+    sample = make_sampler(options, prompt.tokens, model.vocab_size)
     limit = options.max_tokens or model.max_positions
-    taken = positions_of(prefill, prompt)
-    cache.reserve(min(taken + limit, taken + RESERVED_TOKENS, model.max_positions))
-    prefilled = prefill(model.decoder, prompt.after(cached), cache)
-    limit = min(limit, model.max_positions - cache.next_position)
+    begun = _begin(model, prompt, prefill, cache, limit, run)
+    try:
+        yield from _speak(model, prompt, options, begun, sample, watch, cache, run)
+    finally:
+        if begun.held is not None:
+            begun.held.write()
 
+
+@dataclass(frozen=True)
+class _Begun:
+    """A prompt that is through: `cached` of its tokens had their rows already, `limit` tokens may follow."""
+
+    prefilled: Prefilled
+    cached: int
+    limit: int
+    held: HeldPrefix | None
+
+
+def _begin(model: Model, prompt: PromptTokens, prefill: Prefill, cache: Any, limit: int, run: Run) -> _Begun:
+    """Look the prompt up in the prefix store, where the strategy is exact, and prefill the rest of it."""
+    taken, store = positions_of(prefill, prompt), model.prefix_store
+    room = min(taken + limit, taken + RESERVED_TOKENS, model.max_positions)
+    if store is not None and prefill.exact and cache.next_position == 0:
+        store.fill(cache, prompt.tokens, room)
+    cached = cache.next_position
+    cache.reserve(room)
+    prefilled = prefill(model.decoder, prompt.after(cached), cache)
+    run.exact_rows = prefilled.exact and prefilled.extend is None
+    held = store.hold(cache, prompt.tokens) if store is not None and run.exact_rows else None
+    return _Begun(prefilled, cached, min(limit, model.max_positions - cache.next_position), held)
+
+
+def _speak(
+    model: Model,
+    prompt: PromptTokens,
+    options: GenerationOptions,
+    begun: _Begun,
+    sample: Sampler,
+    watch: Stopwatch,
+    cache: Any,
+    run: Run,
+) -> Generator[Piece, None, None]:
+    """The token loop and the text that comes of it."""
     finish: FinishReason = "interrupted"
     text = StreamDetokenizer(model.tokenizer)
     stops = StopMatcher(options.stop)
     try:
-        for token in decode(model.step(cache, prefilled.extend), prefilled.logits, sample, limit):
+        step = model.step(cache, begun.prefilled.extend)
+        for token in decode(step, begun.prefilled.logits, sample, begun.limit):
             watch.token()
             if token in model.tokenizer.eos_ids:
                 finish = "stop"
@@ -95,7 +136,7 @@ def generate(
         rest = "" if stops.stopped else stops.feed(text.finish()) + stops.finish()
         run.text += rest
     finally:
-        run.reply = _reply(model, run, tokens, finish, prefilled, watch, cache, cached)
+        run.reply = _reply(model, run, prompt.tokens, finish, begun.prefilled, watch, cache, begun.cached)
     yield Piece(rest, None, run.reply)
 
 

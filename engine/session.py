@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from russet.engine import session_file
+from russet.engine.cache import KVCache
 from russet.engine.errors import EmptyPromptError, InvalidOptionError
 from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import PromptTokens
+from russet.engine.prefill.base import Prefill, PromptTokens, positions_of
 from russet.engine.prefill.exact import Exact
 from russet.engine.reply import Piece, Reply
 from russet.engine.timing import Stopwatch
@@ -20,11 +21,18 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A conversation with one model; `messages` holds what was said, the system message included."""
+    """A conversation with one model; `messages` holds what was said, the system message included.
 
-    def __init__(self, model: Model, system: str | None, options: GenerationOptions) -> None:
+    Between turns the cache holds exact rows only. A turn with a lossy strategy starts from them, and what it adds is
+    forgotten at its end, the reply's rows included: they were computed from approximate ones.
+    """
+
+    def __init__(
+        self, model: Model, system: str | None, options: GenerationOptions, prefill: Prefill | None = None
+    ) -> None:
         self.model = model
         self.options = options
+        self.prefill = prefill or Exact()
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.cache: Any = model.decoder.new_cache(model.kv_bits)
         self.cached: list[int] = []
@@ -42,10 +50,9 @@ class Session:
 
     def respond(self, text: str, **overrides: Any) -> Reply:
         """Say something and wait for the whole reply; `overrides` as in `Model.stream`."""
-        for piece in self.stream(text, **overrides):
-            if piece.reply is not None:
-                return piece.reply
-        raise AssertionError("a stream ends with its reply")
+        *_, last = self.stream(text, **overrides)
+        assert last.reply is not None
+        return last.reply
 
     def stream(self, text: str, **overrides: Any) -> Generator[Piece, None, None]:
         """Say something and take the reply piece by piece.
@@ -73,9 +80,9 @@ class Session:
         session_file.save(self, Path(path))
 
     @classmethod
-    def load(cls, model: Model, path: Path, options: GenerationOptions) -> Session:
+    def load(cls, model: Model, path: Path, options: GenerationOptions, prefill: Prefill | None = None) -> Session:
         """What `save` wrote; `Model.load_session` is the way to it."""
-        session = cls(model, None, options)
+        session = cls(model, None, options, prefill)
         session_file.restore(session, path)
         return session
 
@@ -85,7 +92,7 @@ class Session:
         watch = Stopwatch()
         options = merge_options(self.options, overrides)
         prompt = self.model.prepare_chat(messages)
-        check_prompt(prompt.tokens, self.model.max_positions)
+        check_prompt(prompt.tokens, self.model.max_positions, positions_of(self.prefill, prompt))
         watch.tokenised()
         return self._speak(messages, prompt, options, watch)
 
@@ -93,16 +100,14 @@ class Session:
         self, messages: list[dict[str, str]], prompt: PromptTokens, options: GenerationOptions, watch: Stopwatch
     ) -> Generator[Piece, None, None]:
         self._rewind(prompt.tokens)
-        run = Run()
+        run, prefill = Run(), self.prefill
         try:
-            yield from generate(self.model, prompt, options, Exact(), watch, self.cache, run)
+            yield from generate(self.model, prompt, options, prefill, watch, self.cache, run)
         finally:
             # The loop may be one token ahead of what was handed out, and prefill may have been cut short.
             said = [*prompt.tokens, *run.tokens]
-            held = min(self.cache.next_position, len(said))
-            self.cached = said[:held] if self.cache.trim(held) else []
-            if not self.cached:
-                self.cache = self.model.decoder.new_cache(self.model.kv_bits)
+            exact = prefill.exact or run.exact_rows
+            self._keep(said[: self.cache.next_position] if exact else self.cached)
             self.last_reply = run.reply
             # A turn that was stopped before its first word leaves no trace.
             if run.tokens or (run.reply and run.reply.finish_reason != "interrupted"):
@@ -115,7 +120,15 @@ class Session:
             if ours != wanted:
                 break
             common += 1
-        if self.cache.trim(common):
-            self.cached = self.cached[:common]
+        self._keep(self.cached[:common])
+
+    def _keep(self, tokens: list[int]) -> None:
+        """Forget all rows but those of `tokens`, with which the cached sequence begins."""
+        if tokens and self.cache.trim(len(tokens)):
+            self.cached = tokens
+            if isinstance(self.cache, KVCache):
+                # Exact rows are consecutive again, whatever a strategy put behind them.
+                for slot in self.cache.slots.values():
+                    slot.restore(slot.first)
         else:
             self.cache, self.cached = self.model.decoder.new_cache(self.model.kv_bits), []

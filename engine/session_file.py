@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
+from russet.engine.array_file import write_arrays
 from russet.engine.cache import KVCache
 from russet.engine.errors import CheckpointError, SessionFileError
-from russet.engine.storage import writing
+from russet.models.fingerprint import fingerprint
 from russet.models.safetensors_file import open_safetensors
-from russet.models.shards import shards
 
 if TYPE_CHECKING:
     from russet.engine.session import Session
@@ -32,7 +30,9 @@ def save(session: Session, path: Path) -> None:
     if isinstance(cache, KVCache) and session.cached:
         for layer, slot in cache.slots.items():
             first[str(layer)] = slot.first
-            arrays.update({f"{layer}.{i}": rows for i, rows in enumerate(slot.rows.stored())})
+            # Of a reply that is still being made, rows beyond `cached` may be approximate.
+            kept = slot.kept_at(len(session.cached))
+            arrays.update({f"{layer}.{i}": rows[:, :, :kept] for i, rows in enumerate(slot.rows.stored())})
     metadata = {
         "format": FORMAT,
         "model": fingerprint(session.model.path),
@@ -40,17 +40,7 @@ def save(session: Session, path: Path) -> None:
         "kv_bits": str(session.model.kv_bits),
         "first": json.dumps(first),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
-    try:
-        with writing(path):
-            # A conversation is nobody else's business.
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                mx.save_safetensors(file, {name: mx.contiguous(a) for name, a in arrays.items()}, metadata)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_arrays(path, arrays, metadata)
 
 
 def restore(session: Session, path: Path) -> None:
@@ -91,14 +81,3 @@ def _fill_cache(session: Session, arrays: dict[str, mx.array], first: dict[str, 
         slot.restore(first[str(layer)])
     cache.next_position = len(tokens)
     session.cached = tokens
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash that tells models apart: config, tensor headers, and the first 64 KiB of every shard's data."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for shard in shards(folder):
-        file = open_safetensors(shard)
-        start = min((info.offset for info in file.tensors.values()), default=0)
-        with shard.open("rb") as raw:
-            digest.update(raw.read(start + 65536))
-    return digest.hexdigest()

@@ -65,13 +65,17 @@ class SafetensorsFile:
 
         return np.memmap(self.path, dtype=np.uint8, mode="r")
 
+    def raw(self, name: str) -> np.ndarray:
+        """One tensor's bytes, uint8: mapped from the file, not copied."""
+        info = self.tensors[name]
+        return self._bytes[info.offset : info.offset + info.nbytes]
+
     def read(self, name: str) -> mx.array:
         """One tensor, in its stored dtype (float64 becomes float32), copied out of the file."""
         import mlx.core as mx
         import numpy as np
 
-        info = self.tensors[name]
-        raw = self._bytes[info.offset : info.offset + info.nbytes]
+        info, raw = self.tensors[name], self.raw(name)
         if info.dtype == "BF16":
             return mx.array(raw.view(np.uint16).reshape(info.shape)).view(mx.bfloat16)
         kind = {"BOOL": "?", "F": "f", "U": "u", "I": "i"}["BOOL" if info.dtype == "BOOL" else info.dtype[0]]

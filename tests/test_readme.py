@@ -129,7 +129,7 @@ def test_the_files_named_exist(page: Path) -> None:
 
 
 def test_the_variables_of_russet_are_described_and_read() -> None:
-    described = set(re.findall(r"^\| `(RUSSET_[A-Z]+)`", README, re.MULTILINE))
+    described = set(re.findall(r"^\| `(RUSSET_[A-Z_]+)`", README, re.MULTILINE))
     assert variables(*ROOMS[:5]) >= described
     assert variables("engine", "models", "converters", "bench") <= described
 
@@ -141,7 +141,7 @@ def test_the_other_variables_described_are_read() -> None:
 
 
 def variables(*rooms: str) -> set[str]:
-    return {name for text in sources(*rooms) for name in re.findall(r"\"(RUSSET_[A-Z]+)\"", text)}
+    return {name for text in sources(*rooms) for name in re.findall(r"\"(RUSSET_[A-Z_]+)\"", text)}
 
 
 def sources(*rooms: str) -> list[str]:

@@ -26,7 +26,8 @@ def values() -> dict:
 def test_a_sound_machine_has_no_problems(tmp_path):
     assert [finding.problem for finding in diagnose() if finding.problem] == []
     found = values()
-    assert list(found) == ["python", "russet", "mlx", "device", "dtype", "blas", "kernels", "cache", "models", "extras"]
+    keys = ["python", "russet", "mlx", "device", "dtype", "blas", "kernels", "cache", "models", "prefixes", "extras"]
+    assert list(found) == keys
     assert found["blas"]["matmul_gflops"] == 123.4
     assert found["cache"] | {"free_bytes": 0} == {"path": str(tmp_path / "cache"), "writable": True, "free_bytes": 0}
     assert found["models"] == []
@@ -45,6 +46,14 @@ def test_the_speed_is_measured():
     assert all(speed > 0 for speed in cpu_speed())
 
 
+def test_prefix_caches_are_measured(tmp_path):
+    (tmp_path / "cache" / "prefixes").mkdir(parents=True)
+    (tmp_path / "cache" / "prefixes" / "a.safetensors").write_bytes(b"x" * 1500)
+    (finding,) = [finding for finding in diagnose() if finding.key == "prefixes"]
+    assert finding.value["bytes"] == 1500
+    assert finding.text.startswith("1.5 kB of at most 4.0 GB; delete ") and "prefixes to clear" in finding.text
+
+
 def test_json_holds_every_finding():
     run = CliRunner().invoke(command, ["--json"])
     assert run.exit_code == 0
@@ -57,7 +66,7 @@ def test_other_programs_get_a_line_a_finding():
     run = CliRunner().invoke(command)
     assert run.exit_code == 0
     fields = [line.split("\t") for line in run.stdout.splitlines()]
-    assert [len(field) for field in fields] == [2] * 10
+    assert [len(field) for field in fields] == [2] * 11
     assert "123 GFLOP/s in matrix products, 6 GB/s" in dict(fields)["blas"]
 
 

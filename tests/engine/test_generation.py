@@ -255,7 +255,7 @@ def test_saving_to_a_full_disk_keeps_the_old_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("russet.engine.session_file.os.fsync", full)
+    monkeypatch.setattr("russet.engine.array_file.os.fsync", full)
     with pytest.raises(StorageError, match="full"):
         session.save(path)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("talk.russet", b"the old one")]
