@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from russet.engine.api import Model, load
     from russet.engine.errors import RussetError
     from russet.engine.options import GenerationOptions
+    from russet.engine.prefill.kv_prediction import KVPrediction
     from russet.engine.prefill.lazyllm import LazyLLM
+    from russet.engine.prefill.specprefill import SpecPrefill
     from russet.engine.prompt import Prompt
     from russet.engine.reply import Piece, Reply
     from russet.engine.session import Session
@@ -27,7 +29,9 @@ _HOMES = {
     "load": "russet.engine.api",
     "Model": "russet.engine.api",
     "Session": "russet.engine.session",
+    "SpecPrefill": "russet.engine.prefill.specprefill",
     "GenerationOptions": "russet.engine.options",
+    "KVPrediction": "russet.engine.prefill.kv_prediction",
     "LazyLLM": "russet.engine.prefill.lazyllm",
     "Prompt": "russet.engine.prompt",
     "Reply": "russet.engine.reply",
@@ -38,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "GenerationOptions",
+    "KVPrediction",
     "LazyLLM",
     "Model",
     "Piece",
@@ -45,6 +50,7 @@ __all__ = [
     "Reply",
     "RussetError",
     "Session",
+    "SpecPrefill",
     "Timings",
     "__version__",
     "load",
