@@ -43,6 +43,7 @@ template <class To, class From> To as_type(From from) {
 namespace metal {
 inline float exp(float x) { return expf(x); }
 inline float rsqrt(float x) { return rsqrtf(x); }
+inline float log2(float x) { return log2f(x); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline float min(float a, float b) { return fminf(a, b); }
 }
@@ -128,5 +129,72 @@ template <typename T>
 inline void tile_multiply(float* sum, weight_pair<T>* low, weight_pair<T>* high, tile_x<T>& tile, uint j) {
   if constexpr (tile_type<T>::bfloat) MMA("bf16");
   else MMA("f16");
+}
+#undef MMA
+
+template <typename T> struct alignas(16) run_8 { T value[8]; };
+
+template <typename T> inline void load_8(const T* p, run_8<T>& run) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof run / 16); i++) ((uint4*)&run)[i] = ((const uint4*)p)[i];
+}
+template <typename T> inline void stage_8(run_8<T>* to, const T* from) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof(run_8<T>) / 16); i++)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"((uint)__cvta_generic_to_shared((uint4*)to + i)), "l"((const uint4*)from + i) : "memory");
+}
+inline void stage_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+inline float quick_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+inline float quick_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 16 x 16 matrices, as in prelude_metal.h: operands in words of two elements, as mma.m16n8k16 takes them.
+template <typename T> struct left_16 { uint word[4]; };
+template <typename T> struct right_16 { uint word[4]; };
+
+template <typename T> inline uint word_of(float low, float high) { return as_type<uint>(__floats2half2_rn(low, high)); }
+template <> inline uint word_of<__nv_bfloat16>(float low, float high) {
+  return as_type<uint>(__floats2bfloat162_rn(low, high));
+}
+template <typename T> inline void left_of(left_16<T>& left, float* value) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) left.word[i] = word_of<T>(value[2 * i], value[2 * i + 1]);
+}
+
+#define LOAD_MATRICES(HOW)                                                                   \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" HOW ".shared.b16 {%0,%1,%2,%3}, [%4];"        \
+      : "=r"(right.word[0]), "=r"(right.word[1]), "=r"(right.word[2]), "=r"(right.word[3])   \
+      : "r"((uint)__cvta_generic_to_shared(at)) : "memory")
+template <typename T> inline void right_of_rows(right_16<T>& right, run_8<T>* from, uint stride, uint lane) {
+  run_8<T>* at = from + (lane & 15u) * stride + (lane >> 4);
+  LOAD_MATRICES(".trans");
+}
+template <typename T> inline void right_of_columns(right_16<T>& right, run_8<T>* from, uint stride, uint lane) {
+  run_8<T>* at = from + ((lane & 7u) + 8u * (lane >> 4)) * stride + ((lane >> 3) & 1u);
+  LOAD_MATRICES("");
+}
+#undef LOAD_MATRICES
+
+#define MMA(TYPE)                                                                                            \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                                         \
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                                \
+      : "+f"(sum[4 * h]), "+f"(sum[4 * h + 1]), "+f"(sum[4 * h + 2]), "+f"(sum[4 * h + 3])                   \
+      : "r"(left.word[0]), "r"(left.word[1]), "r"(left.word[2]), "r"(left.word[3]), "r"(right.word[2 * h]),  \
+        "r"(right.word[2 * h + 1]))
+template <typename T> inline void multiply_16(float* sum, left_16<T>& left, right_16<T>& right) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if constexpr (tile_type<T>::bfloat) MMA("bf16");
+    else MMA("f16");
+  }
 }
 #undef MMA

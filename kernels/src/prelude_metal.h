@@ -90,3 +90,54 @@ inline void tile_multiply(thread float* sum, thread weight_pair<T>* low, thread 
     tile_multiply_8(sum + 2, float(high[i].v.x), float(high[i].v.y), tile.even[j + i], tile.odd[j + i]);
   }
 }
+
+// 8 consecutive elements, which start on a 16-byte boundary, loaded or staged at once.
+template <typename T> struct alignas(16) run_8 { T value[8]; };
+
+template <typename T> inline void load_8(const device T* p, thread run_8<T>& run) {
+  for (uint i = 0; i < 8; i++) run.value[i] = p[i];
+}
+
+// Copies into threadgroup memory may be under way until stage_wait; a barrier shows them to the other threads.
+template <typename T> inline void stage_8(TG(run_8<T>) to, const device T* from) {
+  for (uint i = 0; i < 8; i++) to->value[i] = from[i];
+}
+inline void stage_wait() {}
+
+inline float quick_exp2(float x) { return metal::fast::exp2(x); }
+inline float quick_reciprocal(float x) { return 1.0f / x; }
+
+// 16 x 16 matrices, spread over a simdgroup. In a sum, value 4 h + 2 r + c of a lane is in row tile_output + 8 r and
+// column tile_row + 8 h + c. A left operand comes from such values, and a right one out of threadgroup memory.
+template <typename T> struct left_16 { float value[8]; };
+template <typename T> struct right_16 { float value[8]; };
+
+template <typename T> inline void left_of(thread left_16<T>& left, thread float* value) {
+  for (uint i = 0; i < 8; i++) left.value[i] = value[i];
+}
+
+// `from` is the matrix's first run of 8, and its rows are `stride` runs apart.
+template <typename T> inline void right_of_rows(thread right_16<T>& right, TG(run_8<T>) from, uint stride, uint lane) {
+  for (uint i = 0; i < 8; i++) {
+    uint h = i >> 2, q = (i >> 1) & 1u, c = i & 1u;
+    right.value[i] = float(from[(8u * q + tile_output(lane)) * stride + h].value[tile_row(lane) + c]);
+  }
+}
+// The same where the rows in memory are the operand's columns.
+template <typename T> inline void right_of_columns(thread right_16<T>& right, TG(run_8<T>) from, uint stride, uint lane) {
+  for (uint i = 0; i < 8; i++) {
+    uint h = i >> 2, q = (i >> 1) & 1u, c = i & 1u;
+    right.value[i] = float(from[(8u * h + tile_row(lane) + c) * stride + q].value[tile_output(lane)]);
+  }
+}
+
+template <typename T>
+inline void multiply_16(thread float* sum, thread left_16<T>& left, thread right_16<T>& right) {
+  for (uint h = 0; h < 2; h++)
+    for (uint r = 0; r < 2; r++)
+      for (uint q = 0; q < 2; q++) {
+        thread float* a = left.value + 4u * q + 2u * r;
+        thread float* b = right.value + 4u * h + 2u * q;
+        tile_multiply_8(sum + 4u * h + 2u * r, a[0], a[1], b[0], b[1]);
+      }
+}

@@ -95,6 +95,9 @@ bool isnan(float);
 bool isinf(float);
 }  // namespace fn
 using namespace fn;
+namespace fast {
+using namespace fn;
+}
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
 void threadgroup_barrier(mem_flags);
 void simdgroup_barrier(mem_flags);

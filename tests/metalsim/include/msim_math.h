@@ -18,6 +18,7 @@ inline To as_type(const From& f) {
 MSIM_UNARY(exp, ::expf(x));
 MSIM_UNARY(exp2, ::exp2f(x));
 MSIM_UNARY(log, ::logf(x));
+MSIM_UNARY(log2, ::log2f(x));
 MSIM_UNARY(sqrt, ::sqrtf(x));
 MSIM_UNARY(rsqrt, 1.0f / ::sqrtf(x));
 MSIM_UNARY(sin, ::sinf(x));
