@@ -1,4 +1,4 @@
-"""Softmax attention of queries over cached keys and values, with grouped heads."""
+"""Attention of queries over cached keys and values, with grouped heads: by softmax or by sigmoid."""
 
 from __future__ import annotations
 
@@ -8,12 +8,30 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from russet.engine.cache import Mask
+from russet.kernels.sigmoid_attention import sigmoid_attention
+from russet.models.config import LayerSpec
 
 Attend = Callable[[mx.array, mx.array, mx.array, float, Mask], mx.array]
 """Queries [batch, heads, rows, dim], keys and values [batch, kv_heads, n, dim], scale, mask -> as queries."""
 
 BLOCK = 64
 """Query rows that a CPU scores at once: of 32, 64 and 128 the fastest at 512 rows on an EPYC core."""
+
+
+def attention(spec: LayerSpec, gpu: bool) -> Attend:
+    """What a layer attends by, on a GPU or on a CPU."""
+    if spec.attention == "sigmoid":
+        return sigmoid(spec.sigmoid_bias)
+    return fused if gpu else for_cpu
+
+
+def sigmoid(bias: float | None) -> Attend:
+    """sigmoid(scale Q K^T + b) V of arXiv 2409.04431; b is `bias`, or -log of the number of keys that a row sees."""
+
+    def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
+        return sigmoid_attention(queries, keys, values, scale, bias, mask)
+
+    return attend
 
 
 def fused(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:

@@ -10,6 +10,7 @@ from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 QKNorm = Literal["none", "before_rope", "after_rope"]
+Attention = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class LayerSpec:
 
     `window` is the number of positions a query sees, itself included (None: all). `kv_source` is the earlier layer
     whose keys and values this layer reads; None means that it writes and reads a cache slot of its own.
+    `sigmoid_bias` is b in sigmoid attention, sigmoid(scale Q K^T + b) V (arXiv 2409.04431); None is minus the logarithm
+    of the number of keys that the query sees.
     """
 
     heads: int
@@ -62,6 +65,8 @@ class LayerSpec:
     activation: Activation = "silu"
     window: int | None = None
     kv_source: int | None = None
+    attention: Attention = "softmax"
+    sigmoid_bias: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from russet.engine.blas import use_fast_blas
 from russet.engine.device import memory_bytes, on_gpu
 from russet.engine.errors import InvalidOptionError
 from russet.models.activations import gated
-from russet.models.attention import for_cpu, fused
+from russet.models.attention import attention
 from russet.models.config import DecoderConfig
 from russet.models.config_file import read_config
 from russet.models.decoder import Block, Decoder, Norm
@@ -104,7 +104,7 @@ class _Builder:
             config.attention_scale or spec.head_dim**-0.5,
             attn_norm=self._norm(role + "attn_norm"),
             project=self._queries_keys_values(i) if owns else self._branches([role + "q"]),
-            attend=fused if on_gpu() else for_cpu,
+            attend=attention(spec, on_gpu()),
             out=linear(self._weight(role + "o"), self._bias(role + "o", config.out_bias)),
             ffn_norm=self._norm(role + "ffn_norm"),
             gate_up=self._gate_up(i),

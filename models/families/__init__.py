@@ -41,6 +41,11 @@ def read_decoder(config: Config) -> DecoderConfig:
     try:
         decoder = family.read(config)
         refuse_unsound(decoder)
+        kind = config.get("attention_kind") or "softmax"
+        if any(layer.attention != kind for layer in decoder.layers):
+            raise UnsupportedModelError(
+                f"config.json has attention_kind {kind!r}; this family is implemented for softmax only."
+            )
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise UnsupportedModelError(
             f"config.json of this {config['model_type']} model has a value that cannot be ({error}); fetch it again."

@@ -16,10 +16,11 @@ A linear map's role stands for its prefix: `<name>.weight`, and `.bias`, `.scale
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from russet.engine.errors import UnsupportedModelError
-from russet.models.config import Activation, DecoderConfig
+from russet.models.config import Activation, Attention, DecoderConfig
 
 Config = dict[str, Any]
 
@@ -77,6 +78,25 @@ def activation(config: Config, key: str, default: str = "silu") -> Activation:
     if name not in known:
         raise UnsupportedModelError(f"config.json has {key} = {name!r}; Russet implements {', '.join(sorted(known))}.")
     return known[name]
+
+
+def attention(config: Config, length: int) -> tuple[Attention, float | None]:
+    """The kind of attention and sigmoid's bias: Russet's own keys, for stock configurations have none for them.
+
+    `sigmoid_bias` is a number, or "visible" for -log of the keys that a query sees; left out it is -log of the trained
+    `length`, the rule of arXiv 2409.04431.
+    """
+    refuse_unless(config, "attention_kind", ("softmax", "sigmoid", None))
+    if config.get("attention_kind") != "sigmoid":
+        return "softmax", None
+    bias = config.get("sigmoid_bias")
+    if bias is None:
+        return "sigmoid", -math.log(length)
+    if bias == "visible":
+        return "sigmoid", None
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+        raise UnsupportedModelError(f"config.json has sigmoid_bias = {bias!r}; a number or 'visible' is expected.")
+    return "sigmoid", float(bias)
 
 
 def refuse_unless(config: Config, key: str, allowed: tuple[Any, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from russet.models.config import DecoderConfig, LayerSpec
-from russet.models.families.base import Config, activation, eos_ids, layer_count, positive, refuse_unless
+from russet.models.families.base import Config, activation, attention, eos_ids, layer_count, positive, refuse_unless
 from russet.models.families.rope import read_rope
 
 MISTRAL_WINDOW = 4096
@@ -14,6 +14,8 @@ def read(config: Config) -> DecoderConfig:
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     head_dim = config.get("head_dim") or hidden // heads
     refuse_unless(config, "pretraining_tp", (1, None))
+    max_positions = config.get("max_position_embeddings", 2048)
+    kind, sigmoid_bias = attention(config, max_positions)
     layer = LayerSpec(
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
@@ -22,6 +24,8 @@ def read(config: Config) -> DecoderConfig:
         rope=read_rope(config, head_dim, theta=10000.0),
         activation=activation(config, "hidden_act"),
         window=config.get("sliding_window", MISTRAL_WINDOW) if config["model_type"] == "mistral" else None,
+        attention=kind,
+        sigmoid_bias=sigmoid_bias,
     )
     bias = bool(config.get("attention_bias", False))
     return DecoderConfig(
@@ -29,7 +33,7 @@ def read(config: Config) -> DecoderConfig:
         hidden_dim=hidden,
         vocab_size=positive(config, "vocab_size"),
         layers=(layer,) * layer_count(config, "num_hidden_layers"),
-        max_positions=config.get("max_position_embeddings", 2048),
+        max_positions=max_positions,
         norm_eps=config.get("rms_norm_eps", 1e-6),
         qkv_bias=bias,
         out_bias=bias,
