@@ -10,5 +10,6 @@ def kernels() -> tuple[Kernel, ...]:
     from russet.kernels.q2_matvec import LANES, TILES
     from russet.kernels.sparse_ffn import DOWN, GATE_UP
     from russet.kernels.sigmoid_attention import DECODE, PREFILL
+    from russet.kernels.row_importance import ROWS, STATS
 
-    return (LANES, TILES, PREFILL, DECODE, ATTEND_DECODE, ATTEND_SHARED)
+    return (LANES, TILES, PREFILL, DECODE, ATTEND_DECODE, ATTEND_SHARED, STATS, ROWS)

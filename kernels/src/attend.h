@@ -1,8 +1,4 @@
 // One query row against cached rows: the parts that attend_decode and attend_shared have in common.
-// A row of D features lies over LANES lanes, D / LANES features each, so a simdgroup reads 32 / LANES rows at once and
-// without gaps. STEPS such reads make a block; after it each lane holds the score of one row of the block.
-
-#define ATTEND_LOWEST -1e30f
 
 // How heads are normed and rotated: `pairs` rotated pairs, of neighbours or of halves.
 struct attend_form {
@@ -103,30 +99,11 @@ template <int E, int HEADS> struct attend_share {
   float total[HEADS];
 };
 
-// Sum COUNT * 2 values over the lanes 2 * OFFSET apart; the lane's bits say which of the sums it keeps, in value[0].
-template <int OFFSET, int COUNT> struct attend_fold {
-  static void run(thread float* value, uint lane) {
-    bool high = (lane & uint(OFFSET)) != 0u;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      float keep = high ? value[i + COUNT] : value[i], give = high ? value[i] : value[i + COUNT];
-      value[i] = keep + simd_shuffle_xor(give, ushort(OFFSET));
-    }
-    attend_fold<OFFSET / 2, COUNT / 2>::run(value, lane);
-  }
-};
-template <int OFFSET> struct attend_fold<OFFSET, 0> {
-  static void run(thread float* value, uint lane) {
-#pragma unroll
-    for (int o = OFFSET; o > 0; o /= 2) value[0] += simd_shuffle_xor(value[0], ushort(o));
-  }
-};
-
 template <int LANES, int E, int HEADS>
 inline void attend_begin(thread attend_share<E, HEADS>& share, TG(float) queries, uint lane) {
 #pragma unroll
   for (int h = 0; h < HEADS; h++) {
-    share.top[h] = ATTEND_LOWEST;
+    share.top[h] = LOWEST_SCORE;
     share.total[h] = 0.0f;
 #pragma unroll
     for (int e = 0; e < E; e++) {
@@ -152,23 +129,12 @@ inline void attend_block(thread attend_share<E, HEADS>& share, attend_rows<U> ro
     row_load((kept ? rows.keys : rows.ring_keys) + from, key[u]);
     row_load((kept ? rows.values : rows.ring_values) + from, value[u]);
   }
-  float score[HEADS][STEPS], weight[HEADS];
-#pragma unroll
-  for (int u = 0; u < STEPS; u++) {
-    float feature[E];
-    row_unpack(key[u], feature);
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) {
-      score[h][u] = 0.0f;
-#pragma unroll
-      for (int e = 0; e < E; e++) score[h][u] += share.query[h][e] * feature[e];
-    }
-  }
-  const bool there = first + lane % uint(LANES) / uint(TWINS) * PER + own < rows.count;
+  float score[HEADS], weight[HEADS];
+  row_scores<LANES, STEPS, HEADS>(&share.query[0][0], key, score, lane);
+  const bool there = first + row_of<LANES, STEPS>(lane) < rows.count;
 #pragma unroll
   for (int h = 0; h < HEADS; h++) {
-    attend_fold<LANES / 2, STEPS / 2>::run(score[h], lane);
-    float mine = there ? score[h][0] : ATTEND_LOWEST;
+    float mine = there ? score[h] : LOWEST_SCORE;
     float top = metal::max(share.top[h], simd_max(mine)), shrink = metal::exp(share.top[h] - top);
     weight[h] = metal::exp(mine - top);
     share.top[h] = top;
@@ -201,7 +167,7 @@ inline void attend_first(thread attend_share<E, HEADS>& share, TG(float) key, TG
       score += share.query[h][e] * key[part + uint(e)];
       share.mixed[h][e] = lane < uint(LANES) ? value[part + uint(e)] : 0.0f;
     }
-    attend_fold<LANES / 2, 0>::run(&score, lane);
+    row_fold<LANES / 2, 0>::run(&score, lane);
     share.top[h] = score;
     share.total[h] = float(TWINS) / 32.0f;
   }
@@ -242,7 +208,7 @@ inline attend_whole attend_join(TG(float) mixed, TG(float) top, TG(float) total,
   const uint head = cell / uint(D);
   whole.mixed = 0.0f;
   whole.total = 0.0f;
-  whole.top = ATTEND_LOWEST;
+  whole.top = LOWEST_SCORE;
 #pragma unroll
   for (int s = 0; s < SIMDGROUPS; s++) whole.top = metal::max(whole.top, top[uint(s * HEADS) + head]);
 #pragma unroll

@@ -1,4 +1,8 @@
 // Rows of a KV cache, of any floating type or of int8, as a simdgroup reads them.
+// A row of D features lies over LANES lanes, D / LANES features each, so a simdgroup reads 32 / LANES rows at once and
+// without gaps. STEPS such reads make a block; after it each lane holds the score of one row of the block.
+
+#define LOWEST_SCORE -1e30f
 
 // What a word of a row holds.
 template <typename U> struct row_word;
@@ -50,4 +54,50 @@ template <int E, typename U> inline void row_unpack(thread row_part<E, U>& part,
   for (int i = 0; i < RUNS; i++)
 #pragma unroll
     for (int j = 0; j < RUN; j++) row_word<U>::unpack(part.run[i].word[j], value + (i * RUN + j) * EACH);
+}
+
+// Sum COUNT * 2 values over the lanes 2 * OFFSET apart; the lane's bits say which of the sums it keeps, in value[0].
+template <int OFFSET, int COUNT> struct row_fold {
+  static void run(thread float* value, uint lane) {
+    bool high = (lane & uint(OFFSET)) != 0u;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      float keep = high ? value[i + COUNT] : value[i], give = high ? value[i] : value[i + COUNT];
+      value[i] = keep + simd_shuffle_xor(give, ushort(OFFSET));
+    }
+    row_fold<OFFSET / 2, COUNT / 2>::run(value, lane);
+  }
+};
+template <int OFFSET> struct row_fold<OFFSET, 0> {
+  static void run(thread float* value, uint lane) {
+#pragma unroll
+    for (int o = OFFSET; o > 0; o /= 2) value[0] += simd_shuffle_xor(value[0], ushort(o));
+  }
+};
+
+// The row of a block whose score a lane holds; LANES / STEPS lanes hold the same one.
+template <int LANES, int STEPS> inline uint row_of(uint lane) {
+  return lane % uint(LANES) / uint(LANES / STEPS) * uint(32 / LANES) + lane / uint(LANES);
+}
+
+// Products of `query` [HEADS][E], a lane's share, with the rows of a block: for each head, that of the lane's own row.
+template <int LANES, int STEPS, int HEADS, int E, typename U>
+inline void row_scores(thread float* query, thread row_part<E, U>* key, thread float* score, uint lane) {
+  float product[HEADS][STEPS];
+#pragma unroll
+  for (int u = 0; u < STEPS; u++) {
+    float feature[E];
+    row_unpack(key[u], feature);
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+      product[h][u] = 0.0f;
+#pragma unroll
+      for (int e = 0; e < E; e++) product[h][u] += query[h * E + e] * feature[e];
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    row_fold<LANES / 2, STEPS / 2>::run(product[h], lane);
+    score[h] = product[h][0];
+  }
 }
