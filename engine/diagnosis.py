@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from russet.engine.paths import cache_root
+from russet.engine.paths import cache_root, documents_dir, prefixes_dir
 from russet.engine.storage import folder_bytes, readable_bytes
 
 # Distribution, and what it adds.
@@ -149,13 +149,13 @@ def _models() -> Finding:
 
 
 def _prefixes() -> Finding:
-    from russet.engine.prefix_store import prefixes_dir, size_limit
+    from russet.engine.prefix_store import size_limit
 
-    folder, limit = prefixes_dir(), size_limit()
-    nbytes = folder_bytes(folder) if folder.is_dir() else 0
-    text = f"{readable_bytes(nbytes)} of at most {readable_bytes(limit)}"
-    hint = f"; delete {folder} to clear them" if nbytes else ""
-    return Finding("prefixes", text + hint, {"path": str(folder), "bytes": nbytes, "limit_bytes": limit})
+    limit = size_limit()
+    value = {str(folder): folder_bytes(folder) for folder in (prefixes_dir(), documents_dir()) if folder.is_dir()}
+    kept = ", ".join(f"{readable_bytes(nbytes)} in {folder}" for folder, nbytes in value.items())
+    text = f"{kept}, at most {readable_bytes(limit)} each; delete a folder to clear it" if kept else "none yet"
+    return Finding("prefixes", text, value)
 
 
 def _extras() -> Finding:

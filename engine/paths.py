@@ -29,3 +29,13 @@ def models_dir() -> Path:
 def downloads_dir() -> Path:
     """Return the folder of files on their way to becoming models."""
     return cache_root() / "downloads"
+
+
+def prefixes_dir() -> Path:
+    """Return the folder of prefix caches."""
+    return cache_root() / "prefixes"
+
+
+def documents_dir() -> Path:
+    """Return the folder of documents that superposition has computed."""
+    return cache_root() / "documents"

@@ -22,7 +22,7 @@ import russet
 from russet.engine.cache import KVCache
 from russet.engine.device import on_gpu
 from russet.engine.errors import CheckpointError, InvalidOptionError, StorageError
-from russet.engine.paths import cache_root
+from russet.engine.paths import prefixes_dir
 from russet.engine.prefix_block import BLOCK, SUFFIX, block_names, layers_of, read_block, write_block
 from russet.engine.prefix_rows import CacheFiller, HeldRows, usable_blocks
 from russet.engine.storage import make_folder
@@ -37,11 +37,6 @@ MIN_TOKENS = 256
 
 LEFTOVER_NS = 600 * 10**9
 """A temporary file this old belongs to a process that died."""
-
-
-def prefixes_dir() -> Path:
-    """The folder of prefix caches unless another one is named; it may not exist yet."""
-    return cache_root() / "prefixes"
 
 
 def size_limit() -> int:

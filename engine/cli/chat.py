@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from russet.engine.cli.options import load_model, model_options, sampling_options, sampling_overrides
+from russet.engine.cli.prefill import CHAT_STRATEGIES, chosen_prefill, prefill_options, show_price
 from russet.engine.errors import EmptyPromptError, RussetError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--plain", is_flag=True, help="Show replies as they are, not as Markdown.")
 @click.option("--stats", is_flag=True, help="Print the stats line to standard error in pipes too.")
 @click.option("--history/--no-history", default=True, help="Keep what you type in a private history file.")
+@prefill_options(CHAT_STRATEGIES)
 @sampling_options
 def command(
     model: str,
@@ -33,6 +35,11 @@ def command(
     plain: bool,
     stats: bool,
     history: bool,
+    prefill: str,
+    keep: float | None,
+    draft: str | None,
+    predictor: str | None,
+    prefix_cache: bool,
     **sampling: Any,
 ) -> None:
     """Talk with a model.
@@ -47,14 +54,16 @@ def command(
     from russet.engine.cli.replies import reply_view
 
     options = sampling_overrides(_with_chat_defaults(sampling))
+    strategy = chosen_prefill(prefill, {"keep": keep, "draft": draft, "predictor": predictor})
     question = _question(prompt)
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
-    loaded = load_model(model, dtype, kv_bits)
+    show_price(prefill)
+    loaded = load_model(model, dtype, kv_bits, prefix_cache)
     if on_terminal:
         aside(loaded.card)
     conversation = Conversation(
         model=loaded,
-        session=loaded.session(system=system),
+        session=loaded.session(system=system, prefill=strategy),
         options=options,
         view=partial(reply_view, plain=plain),
         show_stats=stats or on_terminal,

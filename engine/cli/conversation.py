@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from russet.engine.cli.console import aside, stats_line
 from russet.engine.cli.interrupts import ReplyInterrupt, quiet_keyboard
+from russet.engine.cli.prefill import show_note
 from russet.engine.cli.replies import ReplyView
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Conversation:
     file: Path | None = None  # where it was saved to or loaded from
     interrupted: bool = False  # Ctrl-C cut the last reply short
     leaving: bool = False
+    noted: bool = False  # that the prefill strategy did not apply was said once
 
     def answer(self, text: str) -> None:
         """Show the reply to `text`; Ctrl-C cuts it short and keeps what was said.
@@ -56,6 +58,9 @@ class Conversation:
         self.last_reply = self.session.last_reply
         if self.last_reply is not None:
             self.generated += len(self.last_reply.tokens)
+            if not self.noted:
+                show_note(self.last_reply.note)
+                self.noted = bool(self.last_reply.note)
         if self.show_stats:
             aside(stats_line(self.last_reply) if self.last_reply is not None else "stopped: interrupted")
 

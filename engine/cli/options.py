@@ -61,15 +61,16 @@ SAMPLING_OPTIONS = (
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which model is loaded, and how: `model`, `dtype`, `kv_bits`."""
-    return _with_options(function, MODEL_OPTIONS)
+    return with_options(function, MODEL_OPTIONS)
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `GenerationOptions`, each None or empty where the user gave none."""
-    return _with_options(function, SAMPLING_OPTIONS)
+    return with_options(function, SAMPLING_OPTIONS)
 
 
-def _with_options(function: Callable[..., Any], options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+def with_options(function: Callable[..., Any], options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    """Add options to a command, shown in this order."""
     for option in reversed(options):
         function = option(function)
     return function
@@ -92,10 +93,16 @@ def sampling_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     return overrides
 
 
-def load_model(model: str, dtype: str | None, kv_bits: str | None) -> Model:
+def load_model(model: str, dtype: str | None, kv_bits: str | None, prefix_cache: bool = False) -> Model:
     """`russet.load` with a progress bar on a terminal."""
     import russet
     from russet.engine.cli.console import terminal_progress
 
     with terminal_progress() as progress:
-        return russet.load(model, dtype=dtype, kv_bits=int(kv_bits) if kv_bits else None, progress=progress)
+        return russet.load(
+            model,
+            dtype=dtype,
+            kv_bits=int(kv_bits) if kv_bits else None,
+            prefix_cache=prefix_cache,
+            progress=progress,
+        )

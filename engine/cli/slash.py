@@ -88,7 +88,7 @@ def _save(chat: Conversation, argument: str) -> None:
 
 def _load(chat: Conversation, argument: str) -> None:
     path = Path(argument).expanduser()
-    chat.session = chat.model.load_session(path, options=chat.session.options)
+    chat.session = chat.model.load_session(path, options=chat.session.options, prefill=chat.session.prefill)
     chat.file = path
     chat.last_reply = None
     aside(f"Loaded {_count(chat)} from {path}.")

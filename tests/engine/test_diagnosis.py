@@ -47,11 +47,12 @@ def test_the_speed_is_measured():
 
 
 def test_prefix_caches_are_measured(tmp_path):
-    (tmp_path / "cache" / "prefixes").mkdir(parents=True)
-    (tmp_path / "cache" / "prefixes" / "a.safetensors").write_bytes(b"x" * 1500)
+    folder = tmp_path / "cache" / "prefixes"
+    folder.mkdir(parents=True)
+    (folder / "a.safetensors").write_bytes(b"x" * 1500)
     (finding,) = [finding for finding in diagnose() if finding.key == "prefixes"]
-    assert finding.value["bytes"] == 1500
-    assert finding.text.startswith("1.5 kB of at most 4.0 GB; delete ") and "prefixes to clear" in finding.text
+    assert finding.value == {str(folder): 1500}
+    assert finding.text == f"1.5 kB in {folder}, at most 4.0 GB each; delete a folder to clear it"
 
 
 def test_json_holds_every_finding():

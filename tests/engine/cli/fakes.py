@@ -58,14 +58,15 @@ def pieces_for(prompt: str) -> Iterator[Piece]:
     if order == "prefill":
         print("prefilling", file=sys.stderr, flush=True)
         time.sleep(30)
-    text = rest if order in ("say", "cut") else f"You said: {prompt}"
+    text = rest if order in ("say", "cut", "noted") else f"You said: {prompt}"
     words = text.split(" ")
     for i, word in enumerate(words):
         yield Piece(word if i == 0 else f" {word}", i, None)
     while order == "forever":
         time.sleep(0.01)
         yield Piece(" more", 1, None)
-    yield Piece("", None, make_reply(text, "length" if order == "cut" else "stop"))
+    note = f"It does not apply to {len(text)} letters." if order == "noted" else ""
+    yield Piece("", None, make_reply(text, "length" if order == "cut" else "stop", note=note))
 
 
 class FakeSession:
@@ -73,6 +74,7 @@ class FakeSession:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.options: dict[str, Any] = {}
         self.cached_tokens = 7
+        self.prefill: Any = None
         self.last_reply: Reply | None = None
 
     @property
@@ -125,9 +127,10 @@ class FakeModel:
 
     def session(self, system: str | None = None, **options: Any) -> FakeSession:
         self.sessions.append(FakeSession(system))
+        self.sessions[-1].prefill = options.get("prefill")
         return self.sessions[-1]
 
-    def load_session(self, path: Path, *, options: Any = None) -> FakeSession:
+    def load_session(self, path: Path, *, options: Any = None, prefill: Any = None) -> FakeSession:
         if not Path(path).exists():
             raise SessionFileError(f"There is no file {path}; save a conversation first.")
         session = self.session()

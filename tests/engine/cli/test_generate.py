@@ -23,10 +23,14 @@ def test_json_is_one_object(cli) -> None:
         "tokens": 2,
         "finish_reason": "length",
         "exact": True,
+        "strategy": "exact",
+        "note": "",
+        "layer_tokens": [],
+        "revived": 0,
+        "cached_tokens": 380,
         "timings": {"load_s": 0.5, "ttft_s": 0.21, "prefill_s": 0.2, "prefill_tps": 3120.4, "decode_tps": 61.42},
         "peak_memory_bytes": 2_100_000_000,
         "model": "some/model",
-        "strategy": "exact",
         "token_ids": [0, 1],
     }
     assert result.stderr == ""
@@ -81,6 +85,18 @@ def test_standard_input_is_left_alone_without_a_dash(cli) -> None:
         (["--logit-bias", "3"], "'3' is not a token number"),
         (["--logit-bias", "x=1"], "'x=1' is not a token number"),
         (["--kv-bits", "3"], "--kv-bits"),
+        (
+            ["--prefill", "quick"],
+            "'quick' is not one of 'exact', 'lazyllm', 'kv-prediction', 'specprefill', 'superposi",
+        ),
+        (["--keep", "0.5"], "--keep goes with --prefill lazyllm or --prefill specprefill or --prefill superposition"),
+        (["--prefill", "lazyllm", "--keep", "0"], "keep is 0.0; it is a share of the prompt"),
+        (["--prefill", "lazyllm", "--keep", "1.5"], "keep is 1.5; it is a share of the prompt"),
+        (["--prefill", "lazyllm", "--draft", "m"], "--draft goes with --prefill specprefill, not with lazyllm"),
+        (["--predictor", "x"], "--predictor goes with --prefill kv-prediction, not with exact"),
+        (["--prefill", "kv-prediction"], "--prefill kv-prediction needs --predictor FOLDER"),
+        (["--prefill", "superposition"], "--prefill superposition needs --documents"),
+        (["--documents", "missing.txt"], "'missing.txt' does not exist"),
     ],
 )
 def test_wrong_values_are_refused_before_loading(cli, loaded, arguments: list[str], sentence: str) -> None:

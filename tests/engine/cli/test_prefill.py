@@ -1,0 +1,112 @@
+"""The options of prefill strategies: what reaches the model, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from russet.engine.cli import prefill as options
+from russet.engine.prefill.lazyllm import LazyLLM
+from russet.engine.prompt import Prompt
+
+
+def test_exact_prefill_is_what_the_model_does_by_itself(cli, loaded) -> None:
+    cli("generate", "-p", "say x")
+    assert "prefill" not in loaded[0].options
+    assert loaded[0].load_options["prefix_cache"] is False
+    cli("chat", "-p", "say x")
+    assert loaded[1].sessions[0].prefill is None
+
+
+def test_a_strategy_and_its_settings_reach_the_model(cli, loaded) -> None:
+    arguments = ("-p", "say x", "--prefill", "specprefill", "--keep", "0.4", "--draft", "0.25", "--prefix-cache")
+    for command in ("generate", "chat"):
+        assert cli(command, *arguments).stdout == "x\n"
+    for strategy in (loaded[0].options["prefill"], loaded[1].sessions[0].prefill):
+        assert (strategy.name, strategy.keep, strategy.draft) == ("specprefill", 0.4, 0.25)
+    assert [model.load_options["prefix_cache"] for model in loaded] == [True, True]
+
+
+def test_documents_make_a_prompt_in_parts(cli, loaded, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
+    plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("\ufeffFirst.", encoding="utf-8")
+    lines.write_text('{"text": "Second.", "title": "x"}\n\n{"text": "Third."}\n', encoding="utf-8")
+    asked: list[Prompt] = []
+    monkeypatch.setattr("russet_cli_fakes.pieces_for", lambda prompt: asked.append(prompt) or iter(()))
+    for extra in ([], ["--prefix-cache"]):
+        cli(
+            "generate", "-p", "Which?", "--prefill", "superposition", *extra, "--documents", plain, "--documents", lines
+        )
+    assert asked[0] == Prompt(documents=("First.", "Second.", "Third."), query="Which?")
+    caches = [model.options["prefill"].documents for model in loaded]
+    assert caches[0] is None and caches[1].folder == tmp_path / "cache" / "documents"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "a.jsonl, line 2, is not a JSON object with a text"),
+        ("a.jsonl", b"plain", "a.jsonl, line 1, is not a JSON object with a text"),
+        ("a.jsonl", b"[1]", "a.jsonl, line 1, is not a JSON object with a text"),
+        ("a.txt", b" \n", "The files given as documents hold no text"),
+        ("a.txt", b"x\xff", "a.txt is not UTF-8 text (byte 0xff at offset 1)"),
+    ],
+)
+def test_documents_that_cannot_be_read_are_told_before_loading(
+    cli, loaded, tmp_path: Path, name: str, data: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    result = cli("generate", "-p", "x", "--documents", tmp_path / name)
+    assert result.exit_code == 1 and sentence in result.stderr and not loaded
+
+
+@pytest.mark.parametrize("arguments", [["--json"], [], ["--no-stream"]])
+def test_a_strategy_that_did_not_apply_is_told_on_stderr(cli, arguments: list[str]) -> None:
+    result = cli("generate", "-p", "noted abc", *arguments)
+    assert result.stderr == "russet: note: It does not apply to 3 letters.\n"
+    assert "apply" not in result.stdout or json.loads(result.stdout)["note"].startswith("It does not")
+
+
+def test_a_conversation_tells_it_once(fakes, caplog: pytest.LogCaptureFixture) -> None:
+    from russet.engine.cli.conversation import Conversation
+    from russet.engine.cli.replies import PlainView
+
+    model = fakes.FakeModel()
+    chat = Conversation(model, model.session(), {}, view=lambda: PlainView(False), show_stats=False)
+    with caplog.at_level("WARNING", "russet"):
+        for text in ("say x", "noted abc", "noted abcd"):
+            chat.answer(text)
+    assert [record.getMessage() for record in caplog.records] == ["It does not apply to 3 letters."]
+
+
+def test_a_lossy_strategy_names_its_price_on_a_terminal_only(capsys, monkeypatch) -> None:
+    options.show_price("lazyllm")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    options.show_price("exact")
+    assert capsys.readouterr().err == ""
+    options.show_price("lazyllm")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lazyllm prefill is approximate" in said and "docs/prefill.md" in said
+
+
+def test_a_conversation_offers_no_superposition(cli, loaded) -> None:
+    result = cli("chat", "-p", "x", "--prefill", "superposition")
+    assert result.exit_code == 2 and not loaded
+
+
+def test_a_real_reply_tells_what_was_computed(tiny_folder: Path) -> None:
+    from click.testing import CliRunner
+
+    from russet.engine.cli import main
+
+    text = "abcdefghij" * 20
+    arguments = ["generate", "-m", str(tiny_folder), "-p", text, "--raw", "--max-tokens", "2", "--json"]
+    result = CliRunner().invoke(main, [*arguments, "--prefill", "lazyllm", "--keep", "0.3"])
+    told = json.loads(result.stdout)
+    assert (told["strategy"], told["exact"], told["note"]) == (LazyLLM.name, False, "")
+    assert told["layer_tokens"][0] == 200 and len(told["layer_tokens"]) == 3
+    assert (told["revived"], told["cached_tokens"]) == (0, 0)
