@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from russet.engine.api import Model, load
     from russet.engine.errors import RussetError
     from russet.engine.options import GenerationOptions
+    from russet.engine.prefill.document_cache import DocumentCache
     from russet.engine.prefill.kv_prediction import KVPrediction
     from russet.engine.prefill.lazyllm import LazyLLM
     from russet.engine.prefill.specprefill import SpecPrefill
+    from russet.engine.prefill.superposition import Superposition
     from russet.engine.prompt import Prompt
     from russet.engine.reply import Piece, Reply
     from russet.engine.session import Session
@@ -34,6 +36,8 @@ _HOMES = {
     "KVPrediction": "russet.engine.prefill.kv_prediction",
     "LazyLLM": "russet.engine.prefill.lazyllm",
     "Prompt": "russet.engine.prompt",
+    "Superposition": "russet.engine.prefill.superposition",
+    "DocumentCache": "russet.engine.prefill.document_cache",
     "Reply": "russet.engine.reply",
     "Piece": "russet.engine.reply",
     "Timings": "russet.engine.timing",
@@ -41,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DocumentCache",
     "GenerationOptions",
     "KVPrediction",
     "LazyLLM",
