@@ -56,6 +56,7 @@ __all__ = [
     "RussetError",
     "Session",
     "SpecPrefill",
+    "Superposition",
     "Timings",
     "__version__",
     "load",
