@@ -130,6 +130,14 @@ def test_the_reference_cuts_the_rows_as_the_kernel_does():
 
 
 @needs_compiler
+def test_unused_rows_of_the_ring_do_not_leak():
+    inputs = random_inputs(BASE, F16, owns=True)
+    used = (mx.arange(RECENT) < BASE.recent)[:, None]
+    mixed, stats, _ = simulate_all_orders(ATTEND_DECODE, [*inputs[:3], mx.where(used, inputs[3], np.nan), *inputs[4:]])
+    np.testing.assert_allclose(np.array(merge(mixed, stats)), exact(BASE, inputs, True)[0], rtol=2e-3, atol=1e-3)
+
+
+@needs_compiler
 def test_scores_far_apart_stay_finite():
     inputs = random_inputs(replace(BASE, norm=0), F32, owns=True)
     outputs = simulate_all_orders(ATTEND_DECODE, [inputs[0] * 1e4, *inputs[1:]])
