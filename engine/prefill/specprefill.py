@@ -68,6 +68,7 @@ class SpecPrefill:
         self.chunk = chunk
         self.min_prompt = min_prompt
         self.rows = rows or prefill_chunk()
+        self._view: tuple[Decoder, Decoder] | None = None
 
     def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
         reason = self._unfit(decoder, prompt)
@@ -77,13 +78,20 @@ class SpecPrefill:
         count = len(prompt.tokens)
         kept = np.arange(count)
         if self.keep < 1:
-            draft = self.draft if isinstance(self.draft, Decoder) else layer_pruned(decoder, self.draft)
-            scores = importance(draft, prompt.tokens, self.lookahead, self.pool, self.rows)
+            scores = importance(self._draft(decoder), prompt.tokens, self.lookahead, self.pool, self.rows)
             kept = choose(scores, self.keep, self.chunk, max(prompt.tail, LAST))
         logits = compute_rows(decoder, prompt.tokens, kept, cache, self.rows)
         writer, layers = decoder.config.last_writer, len(decoder.config.layers)
         work = Work([len(kept) if i < writer else 1 for i in range(layers)])
         return Prefilled(logits, exact=len(kept) == count, strategy=self.name, work=work)
+
+    def _draft(self, decoder: Decoder) -> Decoder:
+        """The draft model, or the base's own layers, which are put together once."""
+        if isinstance(self.draft, Decoder):
+            return self.draft
+        if self._view is None or self._view[0] is not decoder:
+            self._view = decoder, layer_pruned(decoder, self.draft)
+        return self._view[1]
 
     def _unfit(self, decoder: Any, prompt: PromptTokens) -> str:
         """Why exact prefill has to serve, as a sentence, or nothing."""

@@ -126,6 +126,22 @@ def test_prediction_is_the_map_over_all_heads_of_a_row(canonical: Predictor) -> 
         assert np.allclose(np.array(y[0, 0]), expected, atol=1e-4)
 
 
+def test_a_folder_appears_whole(canonical: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its last step, a rename, nothing has the predictor's name."""
+    rename = Path.rename
+
+    def watch(self: Path, target: Path) -> Path:
+        assert sorted(path.name for path in self.iterdir()) == ["predictor.json", "predictor.safetensors"]
+        assert not target.exists()
+        moved.append(target)
+        return rename(self, target)
+
+    moved: list[Path] = []
+    monkeypatch.setattr(Path, "rename", watch)
+    save_predictor(canonical, tmp_path / "p")
+    assert moved == [tmp_path / "p"]
+
+
 def test_an_existing_folder_is_left_alone(canonical: Predictor, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     with pytest.raises(OutputExistsError, match="exists already"):

@@ -51,6 +51,9 @@ def test_keeping_everything_is_exact(decoders: dict[str, Decoder], variant: str)
     exact = Exact(64)(decoder, PROMPT, caches[1])
     assert whole.exact and whole.strategy == "specprefill"
     assert whole.work == exact.work
+    for layer, slot in caches[0].slots.items():
+        for ours, theirs in zip(slot.rows.stored(), caches[1].slots[layer].rows.stored(), strict=True):
+            assert mx.array_equal(ours, theirs)
     assert mx.array_equal(whole.logits, exact.logits)
     assert reply(decoder, SpecPrefill(keep=1.0, rows=64)) == reply(decoder, Exact(64))
 
@@ -98,6 +101,23 @@ def test_a_prefix_in_the_cache_stays_and_shifts_positions(decoders: dict[str, De
     positions = cache.slots[0].positions
     assert positions[:7].tolist() == list(range(7)) and positions[-1] == 152
     assert cache.next_position == 153
+    whole = decoder.new_cache()
+    decoder.extend(mx.array([[1, 2, 3]]), whole, logits=0)
+    SpecPrefill(keep=1.0)(decoder, PROMPT, whole)
+    assert whole.slots[0].positions.tolist() == list(range(153))
+
+
+def test_a_long_tail_is_kept_whole(decoders: dict[str, Decoder]) -> None:
+    cache = decoders["llama"].new_cache()
+    SpecPrefill(keep=0.01)(decoders["llama"], replace(PROMPT, tail=100), cache)
+    assert set(range(50, 150)) <= set(cache.slots[0].positions.tolist())
+
+
+def test_layers_of_the_base_are_put_together_once_for_each_base(decoders: dict[str, Decoder]) -> None:
+    strategy = SpecPrefill()
+    first = strategy._draft(decoders["llama"])
+    assert strategy._draft(decoders["llama"]) is first
+    assert strategy._draft(decoders["afm"]).config.family == decoders["afm"].config.family
 
 
 def test_the_tail_is_kept_where_it_is_longer_than_the_usual_end() -> None:
