@@ -20,7 +20,7 @@ for (uint h = simdgroup; h < HEADS + (adds ? 1u : 0u); h += SIMDGROUPS) {
   if (h < HEADS) {
     uint head = first + h < group ? first + h : group - 1u;
     attend_turn<D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * key_scale,
-                &turned[h][0], lane);
+                   &turned[h][0], lane);
   } else {
     attend_turn<D>(qkv + (heads + kv_head) * D, k_norm, rotation, form, 1.0f, &turned[h][0], lane);
   }

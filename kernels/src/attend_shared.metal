@@ -16,7 +16,7 @@ const attend_form form = attend_form_of(rotation_shape[0], rotation_shape[1], q_
 for (uint h = simdgroup; h < HEADS; h += SIMDGROUPS) {
   uint head = first + h < group ? first + h : group - 1u;
   attend_turn<D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * kv_scales[0],
-              &turned[h][0], lane);
+                 &turned[h][0], lane);
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
