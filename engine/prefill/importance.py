@@ -12,10 +12,11 @@ import numpy as np
 
 from russet.engine.cache import KVCache, Slot
 from russet.engine.errors import InvalidOptionError
-from russet.engine.prefill.pruning import pooled
 from russet.kernels.row_importance import last_row_importance
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder, Probe
+
+Reduction = Literal["mean", "max"]
 
 
 class Watch(Probe):
@@ -37,7 +38,8 @@ class Watch(Probe):
 class Scorer(Protocol):
     """Ranks tokens by the attention that the prompt's last queries pay them.
 
-    `queries` is how many it looks at; they are never dropped. `pool` averages neighbours before the ranking.
+    `queries` is how many it looks at; they are never dropped. `pool` is how many neighbours share their scores: digits
+    and names are several tokens, of which the later ones are attended to only once the earlier ones are written.
     """
 
     @property
@@ -51,7 +53,7 @@ class Scorer(Protocol):
         ...
 
     def scores(self, queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
-        """Scores [n], float32, of a slot's n rows at one layer.
+        """Scores [maps, n], float32, of a slot's n rows at one layer; each map is pooled, then the highest counts.
 
         The queries [1, heads, at most `queries`, head_dim] are at the positions that end before `end`.
         """
@@ -76,36 +78,41 @@ class LastRow:
 
     def scores(self, queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
         if window is None:
-            return last_row_importance(queries, slot.rows.read(0)[0], scale)
-        return attention(queries, slot, scale, end, window).mean(axis=(0, 1))
+            return last_row_importance(queries, slot.rows.read(0)[0], scale)[None]
+        return attention(queries, slot, scale, end, window).mean(axis=0)
 
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The last `queries` tokens' attention, their mean; reduced over heads; then the maximum over `depth` layers.
+    """The last `queries` tokens' attention in `depth` layers, reduced over queries and over heads.
 
-    One layer's ranking can fail where its neighbours' does not (arXiv 2602.16054).
+    One layer's ranking can fail where its neighbours' does not (arXiv 2602.16054), so the maximum over layers counts.
+    Few heads look for what the question asks for (arXiv 2404.15574), each from a few words of the question; maxima over
+    heads and queries find them, and means drown them.
     """
 
-    queries: int = 8
-    depth: int = 4
-    heads: Literal["mean", "max"] = "max"
-    pool: int = 15
+    queries: int = 24
+    depth: int = 8
+    over_queries: Reduction = "max"
+    over_heads: Reduction = "max"
+    pool: int = 63
 
     def __post_init__(self) -> None:
         _check(self.queries, self.pool)
-        if self.depth < 1 or self.heads not in ("mean", "max"):
-            raise InvalidOptionError(
-                f"A scorer over {self.depth} layers and the {self.heads!r} of heads does not exist; take at least one "
-                "layer, and 'mean' or 'max'."
-            )
+        if self.depth < 1:
+            raise InvalidOptionError(f"A scorer over {self.depth} layers does not exist; take at least one.")
+        for reduction in (self.over_queries, self.over_heads):
+            if reduction not in ("mean", "max"):
+                raise InvalidOptionError(f"The reduction {reduction!r} does not exist; take 'mean' or 'max'.")
 
     def layers(self, boundary: int, config: DecoderConfig) -> tuple[int, ...]:
         return _before(boundary, self.depth, config)
 
     def scores(self, queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
-        of_head = attention(queries, slot, scale, end, window).mean(axis=1)
-        return of_head.mean(axis=0) if self.heads == "mean" else of_head.max(axis=0)
+        weights = attention(queries, slot, scale, end, window)
+        of_heads = weights.max(axis=1) if self.over_queries == "max" else weights.mean(axis=1)
+        # The maximum over heads comes after pooling.
+        return of_heads if self.over_heads == "max" else of_heads.mean(axis=0, keepdims=True)
 
 
 def score(
@@ -116,14 +123,26 @@ def score(
     `watch` holds the queries; the last of them is at position `end - 1`. A token that a layer has no row of, because
     it lies outside of the layer's window, scores 0 there.
     """
-    per_layer = []
+    best: mx.array | None = None
     for layer in scorer.layers(boundary, decoder.config):
         queries, slot = watch.seen[layer], cache.slot(layer)
         window = decoder.config.layers[layer].window
         scores = scorer.scores(queries, slot, decoder.blocks[layer].scale, end, window)
-        per_layer.append(_at(scores, slot.positions, tokens))
-    best = per_layer[0] if len(per_layer) == 1 else mx.stack(per_layer).max(axis=0)
-    return pooled(np.array(best, dtype=np.float64), scorer.pool)
+        highest = pooled(_at(scores, slot.positions, tokens), scorer.pool).max(axis=0)
+        best = highest if best is None else mx.maximum(best, highest)
+    return np.array(best, dtype=np.float64)
+
+
+def pooled(scores: mx.array, width: int) -> mx.array:
+    """Each of scores [maps, n] averaged with its neighbours, over `width` tokens around it (fewer at the ends)."""
+    maps, n = scores.shape
+    if width == 1:
+        return scores
+    total = mx.concatenate([mx.zeros((maps, 1)), mx.cumsum(scores, axis=1)], axis=1)
+    start = np.arange(n) - width // 2
+    stop = np.minimum(start + width, n)
+    start = np.maximum(start, 0)
+    return (total[:, mx.array(stop)] - total[:, mx.array(start)]) / mx.array((stop - start).astype(np.float32))
 
 
 def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
@@ -145,13 +164,13 @@ def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int
 
 
 def _at(scores: mx.array, rows: np.ndarray, tokens: np.ndarray) -> mx.array:
-    """Scores of a slot's rows, as scores of tokens; both are given by their positions."""
+    """Scores [maps, rows] of a slot's rows, as scores of tokens; both are given by their positions."""
     if len(rows) == len(tokens) and np.array_equal(rows, tokens):
         return scores
     order = np.argsort(rows, kind="stable")
     found = np.minimum(np.searchsorted(rows[order], tokens), len(rows) - 1)
     there = rows[order][found] == tokens
-    picked = scores[mx.array(order[found].astype(np.int32))]
+    picked = scores[:, mx.array(order[found].astype(np.int32))]
     return picked if there.all() else mx.where(mx.array(there), picked, 0.0)  # type: ignore[arg-type]
 
 

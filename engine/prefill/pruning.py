@@ -100,17 +100,6 @@ def select(scores: np.ndarray, count: int, first: int, last: int) -> np.ndarray:
     return np.sort(order[n - count :])
 
 
-def pooled(scores: np.ndarray, width: int) -> np.ndarray:
-    """Each score averaged with its neighbours, over `width` tokens around it (fewer at the ends)."""
-    n = len(scores)
-    if width <= 1 or n == 0:
-        return scores
-    total = np.concatenate([[0.0], np.cumsum(scores, dtype=np.float64)])
-    centre = np.arange(n)
-    start, stop = np.maximum(centre - width // 2, 0), np.minimum(centre - width // 2 + width, n)
-    return (total[stop] - total[start]) / (stop - start)
-
-
 def _layer(depth: float, layers: int) -> int:
     """The first layer at a depth, rounded down; layer 0 has no attention before it that could rank tokens."""
     return max(1, int(depth * layers + 1e-9))

@@ -20,6 +20,7 @@ from russet.engine.prefill.lazyllm import SHORTEST, LazyLLM
 from russet.engine.prefill.pruning import FIRST, LAST, Linear, Staged
 from russet.models.decoder import Block, Decoder
 from russet.models.loading import load_decoder
+from russet.models.rope import Rotary
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
@@ -145,7 +146,7 @@ def test_a_stage_equals_one_masked_pass() -> None:
     block = decoder.blocks[1]
     decoder.run(h, range(1, 2), 0, reference)
     queries, *_ = block.project(block.attn_norm(h))
-    rotate = decoder._rotaries[block.spec.rope].at(0, LENGTH, False)
+    rotate = Rotary(block.spec.rope).at(0, LENGTH, fused=False)
     queries = rotate(queries.reshape(1, LENGTH, block.spec.heads, -1).transpose(0, 2, 1, 3))
     keys, values = reference.slots[1].rows.read(0)
     seen = np.tril(np.ones((LENGTH, LENGTH), dtype=bool)) & np.isin(np.arange(LENGTH), kept)
@@ -223,7 +224,7 @@ def test_attention_decides_who_stays() -> None:
     class Fixed(LastRow):
         def scores(self, queries: mx.array, slot: Any, scale: float, end: int, window: int | None) -> mx.array:
             scores.append(mx.array(np.isin(np.arange(slot.rows.length), [50, 60]).astype(np.float32)))
-            return scores[-1]
+            return scores[-1][None]
 
     LazyLLM(schedule=Staged({0.4: (FIRST + LAST + 2) / LENGTH}), scorer=Fixed())(decoder, prompt_of(decoder), cache)
     assert cache.slots[1].positions.tolist() == [*range(FIRST), 50, 60, *range(LENGTH - LAST, LENGTH)]

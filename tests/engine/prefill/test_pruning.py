@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from russet.engine.errors import InvalidOptionError
-from russet.engine.prefill.pruning import Linear, Staged, pooled, select
+from russet.engine.prefill.pruning import Linear, Staged, select
 
 
 def linear_cost(kept: dict[int, int], layers: int, tokens: int) -> float:
@@ -81,19 +81,3 @@ def test_protected_tokens_may_be_more_than_asked_for() -> None:
 
 def test_of_equal_scores_the_later_token_stays() -> None:
     assert select(np.zeros(6), 3, first=0, last=1).tolist() == [3, 4, 5]
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(1, 45))
-def test_pooling_is_the_mean_of_neighbours(scores: list[float], width: int) -> None:
-    values = np.array(scores)
-    for i, mean in enumerate(pooled(values, width)):
-        near = values[max(0, i - width // 2) : max(0, i - width // 2 + width)]
-        assert mean == pytest.approx(near.mean())
-
-
-def test_pooling_keeps_a_needle_whole() -> None:
-    """One digit of a code is attended to, and its neighbours, read only later, outrank scattered single tokens."""
-    scores = np.zeros(100)
-    scores[50], scores[[10, 30, 70, 90]] = 1.0, 0.2
-    assert set(range(48, 53)) <= set(select(pooled(scores, 5), 8, first=1, last=1).tolist())
-    assert not set(range(48, 53)) <= set(select(scores, 8, first=1, last=1).tolist())

@@ -124,7 +124,7 @@ def test_only_tokens_among_the_best_are_revived() -> None:
     class Fixed(LastRow):
         def scores(self, queries: mx.array, slot: Any, scale: float, end: int, window: int | None) -> mx.array:
             asked = [50.0, 60] if end == LENGTH else [20.0, 50, 70]
-            return mx.array(np.isin(slot.positions, asked).astype(np.float32) - 0.01 * slot.positions / LENGTH)
+            return mx.array(np.isin(slot.positions, asked).astype(np.float32) - 0.01 * slot.positions / LENGTH)[None]
 
     settings = {"schedule": Staged({0.4: 38 / LENGTH}), "scorer": Fixed(), "revive": LENGTH}
     decoder, _, cache, prefilled = start("llama", **settings)
