@@ -1,21 +1,14 @@
-"""A report for people: tables drawn by rich on a terminal, Markdown everywhere else."""
+"""A report of `russet bench decode` for people."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
+from russet.bench import drawing
+from russet.bench.drawing import Table
 from russet.bench.report import OURS, Report, cold_ratios, speed_ratios, summaries
 from russet.bench.stats import Ratio, Summary
 from russet.engine.storage import readable_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def tables(report: Report) -> list[Table]:
@@ -120,36 +113,9 @@ def _ratio(found: Ratio) -> str:
 
 def markdown(report: Report) -> str:
     """The whole report as Markdown."""
-    parts = []
-    for table in tables(report):
-        lines = [f"**{table.title}**", "", _row(table.header), _row(("---",) * len(table.header))]
-        parts.append("\n".join([*lines, *(_row(row) for row in table.rows)]))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(report))])
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return drawing.markdown(tables(report), notes(report))
 
 
 def show(report: Report, *, terminal: bool) -> None:
-    """Print the report; Markdown as well where rich is not installed."""
-    if terminal:
-        with suppress(ImportError):
-            return _draw(report)
-    print(markdown(report))
-
-
-def _draw(report: Report) -> None:
-    from rich import table as rich_table
-    from rich.console import Console
-
-    console = Console()
-    for table in tables(report):
-        drawn = rich_table.Table(title=table.title)
-        for i, name in enumerate(table.header):
-            drawn.add_column(name, justify="right" if i else "left")
-        for row in table.rows:
-            drawn.add_row(*row)
-        console.print(drawn)
-    for note in notes(report):
-        console.print(note, markup=False, highlight=False, style="dim")
+    """Print the report."""
+    drawing.show(tables(report), notes(report), terminal=terminal)

@@ -21,9 +21,7 @@ class Truncate:
 
     def __init__(self, keep: float) -> None:
         if not 0 < keep <= 1:
-            raise InvalidOptionError(
-                f"truncate keeps {keep:g} of the prompt; it must be above 0 and at most 1."
-            )
+            raise InvalidOptionError(f"truncate keeps {keep:g} of the prompt; it must be above 0 and at most 1.")
         self.name = f"truncate:{keep:g}"
         self.keep = keep
 

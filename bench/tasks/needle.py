@@ -57,9 +57,7 @@ class Needle:
         sample = text[: 5 * self.tokens]
         without = count(needle_prompt("", 0, code))
         if without >= self.tokens:
-            raise InvalidOptionError(
-                f"{self.name} leaves no room for a text; the rest takes {without} tokens."
-            )
+            raise InvalidOptionError(f"{self.name} leaves no room for a text; the rest takes {without} tokens.")
         return len(sample) * (self.tokens - without) / (count(needle_prompt(sample, 0, code)) - without)
 
 

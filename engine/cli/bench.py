@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from russet.bench.peers import PEERS, require_peer
+from russet.engine.cli.bench_output import check_writable, listener, write_json
+from russet.engine.cli.bench_prefill import prefill
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
-from russet.engine.errors import StorageError
 
 if TYPE_CHECKING:
-    from russet.bench.decode import Listener
     from russet.bench.report import Report
 
 
@@ -76,16 +71,8 @@ def decode(model: str, json_file: str | None, **settings: Any) -> None:
     settings["peers"] = tuple(dict.fromkeys(settings["peers"]))
     for peer in settings["peers"]:
         require_peer(peer)
-    _check_writable(json_file)
+    check_writable(json_file)
     _measure(model, settings, json_file)
-
-
-def _check_writable(json_file: str | None) -> None:
-    if json_file in (None, "-"):
-        return
-    path = Path(json_file)
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise StorageError(f"{path} cannot be written; name a file in a folder that exists and can be written to.")
 
 
 def _measure(model: str, settings: dict[str, Any], json_file: str | None) -> None:
@@ -101,7 +88,7 @@ def _measure(model: str, settings: dict[str, Any], json_file: str | None) -> Non
     weights_bytes = mx.get_active_memory() - before
     report = new_report(loaded, plan)
     try:
-        with _listener() as listen:
+        with listener() as listen:
             fill(report, loaded, weights_bytes, plan, listen)
     except BaseException:
         report.interrupted = True
@@ -117,18 +104,7 @@ def _publish(report: Report, json_file: str | None) -> None:
     if json_file != "-":
         show(report, terminal=sys.stdout.isatty())
     if json_file is not None:
-        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        with click.open_file(json_file, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        write_json(report.to_dict(), json_file)
 
 
-@contextmanager
-def _listener() -> Iterator[Listener]:
-    """Show on a terminal what runs, in one line that is wiped at the end; say nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    try:
-        yield lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-    finally:
-        click.echo("\r\x1b[K", nl=False, err=True)
+command.add_command(prefill)

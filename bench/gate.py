@@ -1,0 +1,136 @@
+"""The quality gate: whether lossy modes still do as well as when their levels were recorded, in under two minutes.
+
+No data are needed beside the book that is shipped. A needle test asks for a number hidden in one of several passages;
+an agreement test feeds exact prefill's reply to the mode's cache and counts the tokens that the mode would have drawn
+as well, so that one early difference does not spoil the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from russet.bench.decode import Listener
+from russet.bench.prefill_contenders import EXACT, Contender
+from russet.bench.prompts import book
+from russet.bench.tasks.scores import contains_answer
+from russet.engine.prefill.base import Prefill, PromptTokens, positions_of
+from russet.engine.prompt import Prompt
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model
+
+PROMPTS = 6
+DOCUMENTS = 5
+DOCUMENT_CHARACTERS = 420
+GENERATE = 16
+BOOK_STEP = 23_000
+"""Characters of the book from one prompt's passages to the next one's."""
+
+PREAMBLE = "Read these passages of a book."
+QUESTION = "What is the secret code mentioned in one of the passages? Answer with the code."
+REQUEST = "Tell in one sentence what happens in the passages."
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Shares from 0 to 1: of needles found, and of exact prefill's tokens that the mode draws as well.
+
+    `note`, where a mode did not run, says why.
+    """
+
+    needle: float
+    agreement: float
+    note: str = ""
+
+    def to_dict(self) -> dict[str, float | str]:
+        return asdict(self)
+
+
+def measure(model: Model, found: Sequence[Contender], listen: Listener = lambda _: None) -> dict[str, Level]:
+    """The level of every contender, exact prefill first among them."""
+    needles = [(model.prepare(prompt), code) for prompt, code in needle_prompts()]
+    requests = [model.prepare(prompt) for prompt in request_prompts()]
+    (exact,) = [contender.prefill for contender in found if contender.name == EXACT]
+    listen("exact replies")
+    expected = [_predict(model, exact, prompt)[0] for prompt in requests]
+    levels = {}
+    for contender in found:
+        listen(contender.name)
+        levels[contender.name] = _level(model, contender.prefill, needles, requests, expected)
+    return levels
+
+
+def _level(
+    model: Model,
+    prefill: Prefill,
+    needles: Sequence[tuple[PromptTokens, str]],
+    requests: Sequence[PromptTokens],
+    expected: Sequence[list[int]],
+) -> Level:
+    hits, same, notes = 0.0, 0, []
+    for prompt, code in needles:
+        tokens, note = _predict(model, prefill, prompt)
+        hits += contains_answer(model.tokenizer.decode(tokens), [code])
+        notes.append(note)
+    for prompt, reply in zip(requests, expected, strict=True):
+        tokens, note = _predict(model, prefill, prompt, reply)
+        same += sum(ours == theirs for ours, theirs in zip(tokens, reply, strict=True))
+        notes.append(note)
+    return Level(hits / len(needles), same / sum(map(len, expected)), next(filter(None, notes), ""))
+
+
+def _predict(
+    model: Model, prefill: Prefill, prompt: PromptTokens, forced: Sequence[int] | None = None
+) -> tuple[list[int], str]:
+    """The likeliest token at each step, and the strategy's note; `forced` tokens go in instead of those drawn."""
+    import mlx.core as mx
+
+    cache = model.decoder.new_cache(model.kv_bits)
+    cache.reserve(positions_of(prefill, prompt) + GENERATE)
+    prefilled = prefill(model.decoder, prompt, cache)
+    step, logits = model.step(cache, prefilled.extend), prefilled.logits
+    drawn: list[int] = []
+    for i in range(GENERATE):
+        drawn += mx.argmax(logits, axis=-1).tolist()  # type: ignore[arg-type]
+        if i + 1 < GENERATE:
+            logits = step(mx.array([[forced[i] if forced else drawn[i]]]))
+    return drawn, prefilled.note
+
+
+def passages(number: int) -> tuple[str, ...]:
+    """`DOCUMENTS` consecutive passages of the book, each of whole lines; another place for every `number`."""
+    lines = re.sub(r"\n{2,}", "\n", book()[1000:]).splitlines()
+    start = number * BOOK_STEP % (sum(map(len, lines)) // 2)
+    found, passage = [], ""
+    for line in lines:
+        start -= len(line)
+        if start > 0:
+            continue
+        passage += line.strip() + "\n"
+        if len(passage) >= DOCUMENT_CHARACTERS:
+            found.append(passage)
+            passage = ""
+        if len(found) == DOCUMENTS:
+            break
+    return tuple(found)
+
+
+def needle_prompts() -> list[tuple[Prompt, str]]:
+    """Prompts with a code in one passage, which is another one every time, and the codes."""
+    made = []
+    for number in range(PROMPTS):
+        code = str(Random(f"gate:{number}").randrange(10_000, 100_000))
+        documents = list(passages(number))
+        place = number % DOCUMENTS
+        documents[place] += f"The secret code is {code}."
+        made.append((Prompt(PREAMBLE, tuple(documents), QUESTION), code))
+    return made
+
+
+def request_prompts() -> list[Prompt]:
+    """Prompts over other passages than those of the needles."""
+    return [Prompt(PREAMBLE, passages(PROMPTS + number), REQUEST) for number in range(PROMPTS)]

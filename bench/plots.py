@@ -1,0 +1,130 @@
+"""Score against prefill speed, one panel a task; matplotlib is an extra."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from russet.bench.intervals import Estimate
+from russet.engine.errors import MissingDependencyError, StorageError
+
+if TYPE_CHECKING:
+    from russet.bench.prefill_report import PrefillReport, TaskResult
+
+# Okabe and Ito's colours, which people with any common colour blindness tell apart; each has a marker of its own too.
+STYLES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+    ("#7F7F7F", "X"),
+)
+COLUMNS = 3
+TICKS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
+
+
+def require_matplotlib() -> None:
+    """Raise MissingDependencyError unless matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError(
+            "matplotlib is not installed, so nothing can be drawn; install russet[plot] or leave out --plot."
+        ) from None
+
+
+def score_plot(report: PrefillReport, path: Path) -> None:
+    """Draw a report with at least one finished task to a PNG, SVG or PDF file. Raises StorageError."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    tasks = report.finished
+    columns = min(COLUMNS, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    figure = Figure(figsize=(1.2 + 3.8 * columns, 1.3 + 3.3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    styles = _styles(report.strategies)
+    for panel, task in zip(panels, tasks, strict=False):
+        _draw(panel, task, report.strategies, styles)
+    for panel in panels[len(tasks) :]:
+        panel.set_axis_off()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.suptitle(f"{report.model['name']} on {_device(report.environment)}", fontsize=11)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be written ({error}); name a .png, .svg or .pdf file.") from error
+
+
+def _styles(strategies: list[str]) -> dict[str, tuple[str, str]]:
+    """Family of strategies -> colour and marker."""
+    families = dict.fromkeys(family(name) for name in strategies if name != "exact")
+    return {name: STYLES[i % len(STYLES)] for i, name in enumerate(families)}
+
+
+def family(name: str) -> str:
+    """A strategy's name without its numbers: `superposition:2+cached` is `superposition+cached`."""
+    kind, _, rest = name.partition(":")
+    _, plus, flag = rest.partition("+")
+    return kind + plus + flag
+
+
+def _setting(name: str) -> str:
+    return name.partition(":")[2].partition("+")[0]
+
+
+def _draw(panel: Any, task: TaskResult, strategies: list[str], styles: dict[str, tuple[str, str]]) -> None:
+    exact = task.summary("exact").score
+    panel.axhspan(100 * exact.low, 100 * exact.high, color="black", alpha=0.06, linewidth=0)
+    panel.axhline(100 * exact.value, color="black", linewidth=1, linestyle="--")
+    panel.plot([1], [100 * exact.value], "*", color="black", markersize=11, label="exact", linestyle="none", zorder=4)
+    for kind, (colour, marker) in styles.items():
+        _draw_family(panel, task, [name for name in strategies if family(name) == kind], kind, colour, marker)
+    panel.set_xscale("log")
+    low, high = (bound * grown for bound, grown in zip(panel.get_xlim(), (0.97, 1.06), strict=True))
+    panel.set_xlim(low, high)
+    shown = [tick for tick in TICKS if low <= tick <= high]
+    panel.set_xticks(shown, [f"{tick:g}×" for tick in shown])
+    panel.minorticks_off()
+    panel.set_ylim(bottom=0)
+    panel.set_title(f"{task.name} (n = {len(task.rows)})", fontsize=10)
+    panel.set_ylabel(f"{task.measure}, %")
+    panel.set_xlabel("prefill speed-up over exact")
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colour: str, marker: str) -> None:
+    """One strategy's settings from slow to fast, each with both intervals and its number."""
+    found = sorted(((task.summary(name), name) for name in names), key=lambda pair: pair[0].speed_up.value)
+    x = [summary.speed_up for summary, _ in found]
+    y = [summary.score for summary, _ in found]
+    panel.errorbar(
+        [value.value for value in x],
+        [100 * value.value for value in y],
+        xerr=_bars(x),
+        yerr=[[100 * length for length in side] for side in _bars(y)],
+        color=colour,
+        marker=marker,
+        markersize=6,
+        linewidth=1.2,
+        elinewidth=0.7,
+        capsize=2,
+        label=kind,
+    )
+    for summary, name in found:
+        place = (summary.speed_up.value, 100 * summary.score.value)
+        panel.annotate(_setting(name), place, (5, 5), textcoords="offset points", fontsize=8, color=colour)
+
+
+def _bars(values: list[Estimate]) -> list[list[float]]:
+    """Lengths of error bars, downwards and upwards."""
+    return [[max(0.0, v.value - v.low) for v in values], [max(0.0, v.high - v.value) for v in values]]
+
+
+def _device(environment: dict[str, Any]) -> str:
+    return str(environment["gpu"] or environment["cpu"] or "an unknown CPU")

@@ -1,0 +1,46 @@
+"""What the benchmarks' commands share: where results go, and what is shown while they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from russet.engine.errors import StorageError
+
+if TYPE_CHECKING:
+    from russet.bench.decode import Listener
+
+
+def check_writable(file: str | None) -> None:
+    """Raise StorageError, before any work, where a result could not be written; "-" is standard output."""
+    if file in (None, "-"):
+        return
+    path = Path(file)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StorageError(f"{path} cannot be written; name a file in a folder that exists and can be written to.")
+
+
+def write_json(report: dict[str, Any], file: str, indent: int | None = 1) -> None:
+    """Write a report to a file, or to standard output for "-"."""
+    text = json.dumps(report, indent=indent, ensure_ascii=False, allow_nan=False)
+    with click.open_file(file, "w", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+
+
+@contextmanager
+def listener() -> Iterator[Listener]:
+    """Show on a terminal what runs, in one line that is wiped at the end; say nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        yield lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
