@@ -86,11 +86,14 @@ def reference(
 def random_inputs(
     heads: int, kv_heads: int, rows: int, n: int, dim: int, dtype: mx.Dtype, bias: float | None = None, batch: int = 1
 ) -> Inputs:
-    """Random queries, keys, values and rule, the same ones each time; keys and values are slices of longer buffers."""
-    spare = mx.random.split(mx.random.key(rows * n + dim), 3)
-    queries = mx.random.normal((batch, rows, heads, dim), key=spare[0]).astype(dtype).transpose(0, 2, 1, 3)
-    keys, values = (mx.random.normal((batch, kv_heads, n + 8, dim), key=key).astype(dtype) for key in spare[1:])
-    return queries, keys[:, :, :n], values[:, :, :n], _rule(dim**-0.5, bias)
+    """Random queries, keys, values and rule, the same ones each time; each lies in memory in its own way."""
+    seeds = mx.random.split(mx.random.key(rows * n + dim), 3)
+    queries, keys = (
+        mx.random.normal((batch, length, count, dim), key=seed).astype(dtype).transpose(0, 2, 1, 3)
+        for length, count, seed in ((rows, heads, seeds[0]), (n, kv_heads, seeds[1]))
+    )
+    values = mx.random.normal((batch, kv_heads, n + 8, dim), key=seeds[2]).astype(dtype)
+    return queries, keys, values[:, :, :n], _rule(dim**-0.5, bias)
 
 
 @cache
