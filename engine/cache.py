@@ -83,9 +83,9 @@ class Slot:
         if self._ragged is not None:
             self._ragged = self._ragged[:rows]
 
-    def restore(self, first: int) -> None:
-        """State the position of row 0 after rows were loaded from a file."""
-        self.first, self._ragged = first, None
+    def restore(self, positions: Positions) -> None:
+        """State the positions of rows that were loaded: of row 0 where they are contiguous, otherwise of each."""
+        self.first, self._ragged = (positions, None) if isinstance(positions, int) else (0, positions)
 
     def _mask(self, queries: np.ndarray, rows: np.ndarray) -> Mask:
         seen = rows[None, :] <= queries[:, None]
