@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from russet.engine.prefill.paths import Layout, LogProbabilities, Path, Runner, 
 from russet.engine.prefill.stored_documents import StoredDocuments
 from russet.engine.rows import GROWTH
 from russet.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model
+    from russet.engine.prompt import Prompt
 
 
 class Superposition:
@@ -80,13 +84,19 @@ class Superposition:
         work = [ours + theirs for ours, theirs in zip(runner.layer_tokens, rest.work.layer_tokens, strict=True)]
         return Prefilled(rest.logits, exact=False, strategy=self.name, work=Work(work))
 
-    def precompute(self, decoder: Decoder, prompt: PromptTokens) -> int:
-        """Put the preamble and all documents of a prompt into the document cache; how many texts were not there."""
-        parts = _parts(prompt)
+    def precompute(self, model: Model, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> int:
+        """Put a prompt's preamble and documents into the document cache; how many of these were not there.
+
+        `raw` and `system` as in `Model.stream`: the preamble holds the chat template's opening. Raises
+        InvalidOptionError.
+        """
+        parts = _parts(model.prepare(prompt, raw=raw, system=system))
         if self.documents is None or parts is None:
             raise InvalidOptionError("There is nothing to precompute without a document cache and documents.")
-        runner = Runner(decoder, decoder.new_cache(), self.chunk)
-        return StoredDocuments(self.documents, decoder, runner, parts.preamble, parts.documents).computed
+        if not isinstance(model.decoder, Decoder):
+            raise InvalidOptionError(f"{model.name} runs through mlx-lm, which has no document caches.")
+        runner = Runner(model.decoder, model.decoder.new_cache(model.kv_bits), self.chunk)
+        return StoredDocuments(self.documents, model.decoder, runner, parts.preamble, parts.documents).computed
 
     def _superposed(self, decoder: Decoder, parts: Segments, layout: Layout, runner: Runner) -> Rows:
         """Preamble, kept documents, and their copies of the query."""
