@@ -13,10 +13,11 @@ LEFTOVER_NS = 600 * 10**9
 
 
 def touch(paths: Iterable[Path]) -> None:
-    """Mark files as used just now; one that is gone or not ours is left alone."""
-    for path in paths:
+    """Mark files as used just now, in the order in which they are to be kept; one that is gone is left alone."""
+    now = time.time_ns()
+    for i, path in enumerate(paths):
         with suppress(OSError):
-            os.utime(path)
+            os.utime(path, ns=(now - i * 1000, now - i * 1000))
 
 
 def evict(folder: Path, suffix: str, limit: int) -> None:

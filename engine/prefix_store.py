@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import russet
+from russet.engine.bounded_folder import evict, touch
 from russet.engine.cache import KVCache
 from russet.engine.device import on_gpu
 from russet.engine.errors import CheckpointError, InvalidOptionError, StorageError
@@ -34,9 +34,6 @@ FORMAT = "russet-prefix-1"
 DEFAULT_LIMIT = 4_000_000_000
 MIN_TOKENS = 256
 """Prompts shorter than this are neither looked up nor stored."""
-
-LEFTOVER_NS = 600 * 10**9
-"""A temporary file this old belongs to a process that died."""
 
 
 def size_limit() -> int:
@@ -94,7 +91,7 @@ class PrefixStore:
             intact = self._read(paths[:count], filler)
             if intact == count:
                 filler.finish()
-                _touch(paths[:count])
+                touch(paths[:count])
                 return
             held = held[:intact]
 
@@ -124,9 +121,9 @@ class PrefixStore:
             self._writable = False
             _logger.warning("Prefixes are not stored any more: %s", error)
             missing = []
-        _touch(paths)
+        touch(paths)
         if missing:
-            self._evict()
+            evict(self.folder, SUFFIX, self.limit)
 
     def _paths(self, tokens: Sequence[int]) -> list[Path]:
         return [self.folder / name for name in block_names(self.namespace, tokens)]
@@ -156,21 +153,6 @@ class PrefixStore:
         with suppress(OSError):
             path.unlink()
 
-    def _evict(self) -> None:
-        """Remove the blocks that were used longest ago until the rest fits, and what dead processes left."""
-        files: list[tuple[float, int, Path]] = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            with suppress(OSError):
-                status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(size for _, size, _ in files)
-        for used, size, path in sorted(files):
-            leftover = path.name.startswith(".") and used < time.time_ns() - LEFTOVER_NS
-            if leftover or total > self.limit:
-                total -= size
-                with suppress(OSError):
-                    path.unlink()
-
 
 @dataclass(frozen=True)
 class HeldPrefix:
@@ -182,11 +164,3 @@ class HeldPrefix:
 
     def write(self) -> None:
         self.store.write(self.paths, self.rows)
-
-
-def _touch(paths: list[Path]) -> None:
-    """Mark blocks as used just now, the first one last, so that prefixes are evicted from their ends."""
-    now = time.time_ns()
-    for k, path in enumerate(paths):
-        with suppress(OSError):
-            os.utime(path, ns=(now - k * 1000, now - k * 1000))

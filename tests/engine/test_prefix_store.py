@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefix_block import BLOCK, block_names
+from russet.engine.prefix_rows import usable_blocks
 from russet.engine.prefix_store import PrefixStore, open_store, size_limit
 from russet.models.loading import load_decoder
 
@@ -343,3 +345,10 @@ def test_a_model_that_mlx_lm_runs_has_none(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level("WARNING", "russet"):
         assert open_store(True, tmp_path / "gpt2", Foreign(), 16) is None
     assert "gpt2 runs without" in caplog.text
+
+
+@pytest.mark.parametrize(("window", "usable"), [(1, 5), (129, 5), (193, 5), (194, 0)])
+def test_a_window_needs_the_blocks_that_the_next_token_sees(window: int, usable: int) -> None:
+    slots = {0: SimpleNamespace(window=None), 1: SimpleNamespace(window=window)}
+    held = [{0}, {0}, {0, 1}, {0, 1}, {0, 1}, {1}]
+    assert usable_blocks(SimpleNamespace(slots=slots), held) == usable  # type: ignore[arg-type]
