@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import russet
 from russet.engine.errors import PredictorError
 from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
@@ -234,3 +235,11 @@ def test_the_folder_is_checked_when_it_is_named(folder: Path) -> None:
     (folder / "predictor.json").write_text(json.dumps({**described, "layer_map": [0, 0]}))
     with pytest.raises(PredictorError, match="has 2 entries, but its base 3 layers"):
         KVPrediction(folder)
+
+
+def test_a_reply_says_that_rows_were_predicted(tiny_model: Any) -> None:
+    strategy = russet.KVPrediction(Predictor.identity(tiny_model.decoder))
+    done = tiny_model.generate("What is this?", prefill=strategy, max_tokens=8)
+    assert (done.strategy, done.exact, done.note) == ("kv-prediction", False, "")
+    assert done.layer_tokens == (1, 1, 1)
+    assert done.tokens == tiny_model.generate("What is this?", max_tokens=8).tokens

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import russet
 from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill import specprefill
 from russet.engine.prefill.base import PromptTokens
@@ -77,13 +78,19 @@ def test_kept_rows_are_at_their_own_positions(decoders: dict[str, Decoder], vari
     assert not rows
 
 
+SCATTERED = np.array([0, 1, 2, 3, 40, 41, 42, 77, 148, 149])
+RUNS = np.array([*range(21), *range(60, 80), 148, 149])
+"""Runs longer than any window of the tiny models, the first one cut between two pieces."""
+
+
+@pytest.mark.parametrize(("kept", "rows"), [(SCATTERED, 4), (RUNS, 16)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_rows_equal_those_of_a_mask_over_the_whole_prompt(decoders: dict[str, Decoder], variant: str) -> None:
-    """The reference: run token by token at explicit positions, feeding the kept ones only."""
+def test_rows_equal_those_that_the_kept_tokens_write_one_by_one(
+    decoders: dict[str, Decoder], variant: str, kept: np.ndarray, rows: int
+) -> None:
     decoder = decoders[variant]
     cache, reference = decoder.new_cache(), decoder.new_cache()
-    kept = np.array([0, 1, 2, 3, 40, 41, 42, 77, 148, 149])
-    logits = specprefill.compute_rows(decoder, PROMPT.tokens, kept, cache, 4)
+    logits = specprefill.compute_rows(decoder, PROMPT.tokens, kept, cache, rows)
     for i in kept:
         reference.next_position = int(i)
         alone = decoder.extend(mx.array([[PROMPT.tokens[i]]]), reference)
@@ -133,6 +140,17 @@ def test_the_best_chunks_are_kept_and_rounded_up() -> None:
     # Chunks of 32 tokens and one of 4, whose mean is the highest.
     assert choose(scores, keep=0.26, chunk=32, last=1).tolist() == [0, 1, 2, 3, *range(32, 64), *range(96, 100)]
     assert len(choose(scores, keep=1.0, chunk=32, last=1)) == 100
+
+
+def test_any_choice_is_in_order_whole_and_within_its_budget() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(300):
+        count, chunk, last = (int(n) for n in generator.integers(1, [400, 70, 90]))
+        keep = float(generator.uniform(0.001, 1))
+        kept = choose(generator.random(count).astype(np.float32), keep, chunk, last)
+        assert kept.tolist() == sorted(set(kept.tolist())) and 0 <= kept[0] and kept[-1] == count - 1
+        assert set(range(min(4, count))) | set(range(max(0, count - last), count)) <= set(kept.tolist())
+        assert len(kept) <= int(np.ceil(keep * np.ceil(count / chunk))) * chunk + 4 + last
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 13])
@@ -234,3 +252,15 @@ def test_what_it_does_not_apply_to_is_exact_with_a_note(decoders: dict[str, Deco
 def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError, match="must be"):
         SpecPrefill(**settings)
+
+
+def test_a_reply_says_what_was_computed(tiny_model: Any) -> None:
+    prompt = "What is this? " * 20
+    done = tiny_model.generate(prompt, prefill=russet.SpecPrefill(keep=0.3), max_tokens=4)
+    assert (done.strategy, done.exact, done.note) == ("specprefill", False, "")
+    assert max(done.layer_tokens) < done.prompt_tokens
+    short = tiny_model.generate("What is this?", prefill=russet.SpecPrefill(keep=0.3), max_tokens=4)
+    assert (short.strategy, short.exact) == ("exact", True)
+    assert short.note.startswith("SpecPrefill is for prompts of 128 tokens")
+    whole = tiny_model.generate(prompt, prefill=russet.SpecPrefill(keep=1.0), max_tokens=8)
+    assert whole.exact and whole.tokens == tiny_model.generate(prompt, max_tokens=8).tokens
