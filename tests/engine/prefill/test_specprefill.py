@@ -148,7 +148,7 @@ def test_any_choice_is_in_order_whole_and_within_its_budget() -> None:
         count, chunk, last = (int(n) for n in generator.integers(1, [400, 70, 90]))
         keep = float(generator.uniform(0.001, 1))
         kept = choose(generator.random(count).astype(np.float32), keep, chunk, last)
-        assert kept.tolist() == sorted(set(kept.tolist())) and 0 <= kept[0] and kept[-1] == count - 1
+        assert kept.tolist() == sorted(set(kept.tolist())) and kept[0] >= 0 and kept[-1] == count - 1
         assert set(range(min(4, count))) | set(range(max(0, count - last), count)) <= set(kept.tolist())
         assert len(kept) <= int(np.ceil(keep * np.ceil(count / chunk))) * chunk + 4 + last
 
