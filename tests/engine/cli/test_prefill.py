@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from russet.engine.cli import prefill as options
-from russet.engine.prefill.lazyllm import LazyLLM
 from russet.engine.prompt import Prompt
 
 
@@ -98,15 +97,44 @@ def test_a_conversation_offers_no_superposition(cli, loaded) -> None:
     assert result.exit_code == 2 and not loaded
 
 
-def test_a_real_reply_tells_what_was_computed(tiny_folder: Path) -> None:
+def run_tiny(folder: Path, *arguments: str | Path) -> dict:
     from click.testing import CliRunner
 
     from russet.engine.cli import main
 
-    text = "abcdefghij" * 20
-    arguments = ["generate", "-m", str(tiny_folder), "-p", text, "--raw", "--max-tokens", "2", "--json"]
-    result = CliRunner().invoke(main, [*arguments, "--prefill", "lazyllm", "--keep", "0.3"])
-    told = json.loads(result.stdout)
-    assert (told["strategy"], told["exact"], told["note"]) == (LazyLLM.name, False, "")
-    assert told["layer_tokens"][0] == 200 and len(told["layer_tokens"]) == 3
+    command = ["generate", "-m", str(folder), "--raw", "--max-tokens", "2", "--json", *map(str, arguments)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["lazyllm", "specprefill"])
+def test_a_real_reply_tells_what_was_computed(tiny_folder: Path, name: str) -> None:
+    told = run_tiny(tiny_folder, "-p", "abcdefghij" * 20, "--prefill", name, "--keep", "0.3")
+    assert (told["strategy"], told["exact"], told["note"]) == (name, False, "")
+    assert len(told["layer_tokens"]) == 3 and 0 < told["layer_tokens"][1] < 200
     assert (told["revived"], told["cached_tokens"]) == (0, 0)
+
+
+def test_documents_are_superposed_and_kept_on_disk(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"Document {i} is about something.")
+    files = [argument for i in range(4) for argument in ("--documents", tmp_path / f"{i}.txt")]
+    superposed = (*files, "-p", "Which?", "--prefill", "superposition", "--keep", "2")
+    told = run_tiny(tiny_folder, *superposed)
+    assert (told["strategy"], told["exact"], told["note"]) == ("superposition", False, "")
+    assert not (tmp_path / "cache" / "documents").exists()
+    run_tiny(tiny_folder, *superposed, "--prefix-cache")
+    assert len(list((tmp_path / "cache" / "documents").iterdir())) >= 4
+    joined = run_tiny(tiny_folder, *files, "-p", "Which?")
+    assert (joined["strategy"], joined["exact"]) == ("exact", True)
+    assert joined["prompt_tokens"] == told["prompt_tokens"]
+
+
+def test_a_prefix_is_kept_between_commands(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
+    arguments = ("-p", "abcdefghij" * 30, "--prefix-cache")
+    assert run_tiny(tiny_folder, *arguments)["cached_tokens"] == 0
+    assert run_tiny(tiny_folder, *arguments)["cached_tokens"] == 256
+    assert run_tiny(tiny_folder, *arguments[:2])["cached_tokens"] == 0
