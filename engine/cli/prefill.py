@@ -40,7 +40,7 @@ def prefill_options(names: list[str]) -> Callable[[Callable[..., Any]], Callable
         click.option(
             "--prefix-cache/--no-prefix-cache",
             default=False,
-            help="Keep long prompts on disk, and go on from them.  [default: off]",
+            help="Keep long prompts, or the documents of superposition, on disk for the next time.  [default: off]",
         ),
     )
     return lambda function: with_options(function, options)
