@@ -17,6 +17,7 @@ from russet.bench.decode import Listener
 from russet.bench.prefill_contenders import EXACT, Contender
 from russet.bench.prompts import book
 from russet.bench.tasks.scores import contains_answer
+from russet.engine.generation import check_prompt
 from russet.engine.prefill.base import Prefill, PromptTokens, positions_of
 from russet.engine.prompt import Prompt
 
@@ -51,9 +52,11 @@ class Level:
 
 
 def measure(model: Model, found: Sequence[Contender], listen: Listener = lambda _: None) -> dict[str, Level]:
-    """The level of every contender, exact prefill first among them."""
+    """The level of every contender, exact prefill among them; PromptTooLongError where the context is too short."""
     needles = [(model.prepare(prompt), code) for prompt, code in needle_prompts()]
     requests = [model.prepare(prompt) for prompt in request_prompts()]
+    for prompt in (*requests, *(needle for needle, _ in needles)):
+        check_prompt(prompt.tokens, model.max_positions - GENERATE)
     (exact,) = [contender.prefill for contender in found if contender.name == EXACT]
     listen("exact replies")
     expected = [_predict(model, exact, prompt)[0] for prompt in requests]

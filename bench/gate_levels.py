@@ -17,8 +17,9 @@ AGREEMENT_MARGIN = 0.05
 """What another machine's rounding may change; for needles it is one of them."""
 
 
-def read_levels(sha256: str, name: str, file: Path = FILE) -> dict[str, Level]:
+def read_levels(sha256: str, name: str, file: Path | None = None) -> dict[str, Level]:
     """The levels recorded for a model, by strategy; GateError where there are none."""
+    file = file or FILE
     found = _read(file).get(sha256)
     if found is None:
         raise GateError(
@@ -28,8 +29,9 @@ def read_levels(sha256: str, name: str, file: Path = FILE) -> dict[str, Level]:
     return {mode: Level(level["needle"], level["agreement"]) for mode, level in found["levels"].items()}
 
 
-def record(measured: Mapping[str, Level], sha256: str, name: str, file: Path = FILE) -> dict[str, Level]:
+def record(measured: Mapping[str, Level], sha256: str, name: str, file: Path | None = None) -> dict[str, Level]:
     """Write what was measured, less the margins, as a model's levels. Raises GateError where a mode did not run."""
+    file = file or FILE
     for mode, level in measured.items():
         if level.note:
             raise GateError(f"{mode} did not run ({level.note}), so there is no level to record; leave it out.")
