@@ -112,11 +112,13 @@ def _kv_prediction(predictor: str | Path | None = None) -> Prefill:
 def _superposition(keep: float | str | None = None, documents: Path | None = None) -> Prefill:
     from russet.engine.prefill.document_cache import DocumentCache
     from russet.engine.prefill.superposition import Superposition
+    from russet.engine.prefix_store import size_limit
 
     number = 2.0 if keep is None else _number(keep)
     if number is None or not number.is_integer() or number < 1:
         raise InvalidOptionError(f"keep is {keep}; for superposition it is a number of documents, 1 or more.")
-    return Superposition(keep=int(number), documents=None if documents is None else DocumentCache(documents))
+    cache = None if documents is None else DocumentCache(documents, max_bytes=max(1, size_limit()))
+    return Superposition(keep=int(number), documents=cache)
 
 
 def _share(value: float | str) -> float:

@@ -45,8 +45,10 @@ def test_a_draft_is_a_share_of_the_layers_or_a_model(tiny_folder: Path) -> None:
     assert draft.config.vocab_size == 259
 
 
-def test_a_document_cache_goes_to_superposition(tmp_path: Path) -> None:
-    assert parse("superposition:2", documents=tmp_path).documents.folder == tmp_path  # type: ignore[attr-defined]
+def test_a_document_cache_goes_to_superposition(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUSSET_PREFIX_CACHE_BYTES", "5000")
+    documents = parse("superposition:2", documents=tmp_path).documents  # type: ignore[attr-defined]
+    assert (documents.folder, documents.max_bytes) == (tmp_path, 5000)
     assert parse("superposition:2", documents=None).documents is None  # type: ignore[attr-defined]
 
 
