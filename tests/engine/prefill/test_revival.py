@@ -9,8 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from russet.engine.prefill import revival
 from russet.engine.prefill.base import Prefilled, PromptTokens
-from russet.engine.prefill.importance import Aggregated, LastRow
+from russet.engine.prefill.importance import Aggregated, LastRow, score
 from russet.engine.prefill.lazyllm import LazyLLM
 from russet.engine.prefill.pruning import Staged
 from russet.engine.prefill.revival import AuxCache
@@ -97,6 +98,37 @@ def test_a_revived_token_goes_on_to_the_last_layer(family: str) -> None:
             assert upper <= set(positions) and len(positions) <= 1 + 3 * stages
             upper = set(positions)
     assert cache.next_position == LENGTH + 4
+
+
+def test_rows_revived_at_two_boundaries_keep_their_own_positions() -> None:
+    decoder, _, cache, prefilled = start("llama", schedule=TWO_CUTS, revive=2)
+    dropped = prefilled.extend._aux.dropped[2]  # type: ignore[union-attr]
+    before = lengths(cache)
+    step(decoder, prefilled, cache)
+    positions = added(before, cache)[2]
+    earlier = set(added(before, cache)[1])
+    late = [i for i, position in enumerate(positions) if position not in earlier]
+    assert len(late) == 2 and len(positions) == 5
+    for i in late:
+        at = int(np.searchsorted(dropped.positions, positions[i]))
+        alone = decoder.new_cache()
+        decoder.run(dropped.hidden[:, at : at + 1], range(2, 3), int(positions[i]), alone)
+        key = cache.slots[2].rows.read(0)[0][:, :, before[2] + i]
+        assert np.allclose(key, alone.slots[2].rows.read(0)[0][:, :, 0], atol=1e-5)
+
+
+def test_a_boundary_ranks_the_tokens_that_came_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _, cache, prefilled = start("llama", schedule=TWO_CUTS, revive=2)
+    ranked: dict[int, np.ndarray] = {}
+
+    def recorded(scorer: Any, boundary: int, watch: Any, end: int, tokens: np.ndarray, *rest: Any) -> np.ndarray:
+        ranked[boundary] = tokens
+        return score(scorer, boundary, watch, end, tokens, *rest)
+
+    monkeypatch.setattr(revival, "score", recorded)
+    step(decoder, prefilled, cache)
+    assert ranked[1].tolist() == list(range(LENGTH))
+    assert ranked[2].tolist() == sorted(cache.slots[1].positions[:-1].tolist())
 
 
 def test_work_counts_what_decoding_revives() -> None:
