@@ -22,6 +22,8 @@ STYLES = (
     ("#56B4E9", "P"),
     ("#7F7F7F", "X"),
 )
+LABELS = {"o": (5, 5), "s": (-19, 5), "^": (5, 5), "D": (5, -12), "v": (5, -12), "P": (-19, -12), "X": (-19, 5)}
+"""Where a point's setting stands, in points from it; neighbours of different strategies then seldom collide."""
 COLUMNS = 3
 TICKS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
 
@@ -118,7 +120,7 @@ def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colo
     )
     for summary, name in found:
         place = (summary.speed_up.value, 100 * summary.score.value)
-        panel.annotate(_setting(name), place, (5, 5), textcoords="offset points", fontsize=8, color=colour)
+        panel.annotate(_setting(name), place, LABELS[marker], textcoords="offset points", fontsize=8, color=colour)
 
 
 def _bars(values: list[Estimate]) -> list[list[float]]:
