@@ -54,7 +54,7 @@ def command(
     from russet.engine.cli.replies import reply_view
 
     options = sampling_overrides(_with_chat_defaults(sampling))
-    strategy = chosen_prefill(prefill, {"keep": keep, "draft": draft, "predictor": predictor})
+    strategy = chosen_prefill(prefill, {"keep": keep, "draft": draft, "predictor": predictor}, prefix_cache)
     question = _question(prompt)
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     show_price(prefill)

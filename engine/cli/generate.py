@@ -12,7 +12,6 @@ import click
 
 from russet.engine.cli.options import load_model, model_options, sampling_options, sampling_overrides
 from russet.engine.cli.prefill import chosen_prefill, prefill_options, show_note, show_price
-from russet.engine.paths import documents_dir
 from russet.engine.prefill.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -63,8 +62,7 @@ def command(
     if prefill == "superposition" and not documents:
         raise click.UsageError("--prefill superposition needs --documents.")
     settings: dict[str, Any] = {"raw": raw, "system": system, **sampling_overrides(sampling)}
-    store = documents_dir() if prefix_cache and prefill == "superposition" else None
-    strategy = chosen_prefill(prefill, {"keep": keep, "draft": draft, "predictor": predictor}, store)
+    strategy = chosen_prefill(prefill, {"keep": keep, "draft": draft, "predictor": predictor}, prefix_cache)
     if strategy is not None:
         settings["prefill"] = strategy
     content = _content(prompt, documents)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from russet.engine.cli.options import with_options
 from russet.engine.errors import InvalidOptionError
+from russet.engine.paths import documents_dir
 from russet.engine.prefill.strategies import STRATEGIES, find, parse
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def prefill_options(names: list[str]) -> Callable[[Callable[..., Any]], Callable
     return lambda function: with_options(function, options)
 
 
-def chosen_prefill(name: str, settings: dict[str, Any], documents: Path | None = None) -> Prefill | None:
-    """The strategy that the options describe, or None for exact prefill.
+def chosen_prefill(name: str, settings: dict[str, Any], prefix_cache: bool) -> Prefill | None:
+    """The strategy that the options describe, or None for exact prefill; superposition's documents are cached as well.
 
     Raises click.UsageError for settings that do not fit, before a model is loaded.
     """
@@ -61,8 +61,10 @@ def chosen_prefill(name: str, settings: dict[str, Any], documents: Path | None =
         raise click.UsageError("--prefill kv-prediction needs --predictor FOLDER.")
     if name == "exact":
         return None
+    if prefix_cache and "documents" not in strategy.settings:
+        raise click.UsageError(f"--prefix-cache keeps nothing of {name} prefill, which is approximate: leave it out.")
     try:
-        return parse(name, **given, documents=documents)
+        return parse(name, **given, documents=documents_dir() if prefix_cache else None)
     except InvalidOptionError as error:
         raise click.UsageError(str(error)) from error
 

@@ -93,6 +93,7 @@ def test_standard_input_is_left_alone_without_a_dash(cli) -> None:
         (["--prefill", "lazyllm", "--keep", "0"], "keep is 0.0; it is a share of the prompt"),
         (["--prefill", "lazyllm", "--keep", "1.5"], "keep is 1.5; it is a share of the prompt"),
         (["--prefill", "lazyllm", "--draft", "m"], "--draft goes with --prefill specprefill, not with lazyllm"),
+        (["--prefill", "lazyllm", "--prefix-cache"], "--prefix-cache keeps nothing of lazyllm prefill"),
         (["--predictor", "x"], "--predictor goes with --prefill kv-prediction, not with exact"),
         (["--prefill", "kv-prediction"], "--prefill kv-prediction needs --predictor FOLDER"),
         (["--prefill", "superposition"], "--prefill superposition needs --documents"),

@@ -20,11 +20,16 @@ def test_exact_prefill_is_what_the_model_does_by_itself(cli, loaded) -> None:
 
 
 def test_a_strategy_and_its_settings_reach_the_model(cli, loaded) -> None:
-    arguments = ("-p", "say x", "--prefill", "specprefill", "--keep", "0.4", "--draft", "0.25", "--prefix-cache")
+    arguments = ("-p", "say x", "--prefill", "specprefill", "--keep", "0.4", "--draft", "0.25")
     for command in ("generate", "chat"):
         assert cli(command, *arguments).stdout == "x\n"
     for strategy in (loaded[0].options["prefill"], loaded[1].sessions[0].prefill):
         assert (strategy.name, strategy.keep, strategy.draft) == ("specprefill", 0.4, 0.25)
+
+
+def test_the_prefix_cache_is_opened_when_asked_for(cli, loaded) -> None:
+    for command in ("generate", "chat"):
+        cli(command, "-p", "say x", "--prefix-cache")
     assert [model.load_options["prefix_cache"] for model in loaded] == [True, True]
 
 
