@@ -7,10 +7,12 @@ drop rows that no later query can see.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mlx.core as mx
 import numpy as np
 
-from russet.engine.rows import Int8Rows, PlainRows, Rows
+from russet.engine.rows import RING, Int8Rows, PlainRows, Rows
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.rope import Positions
 
@@ -19,6 +21,19 @@ Mask = mx.array | str | None
 
 WINDOW_SLACK = 512
 """Rows a windowed slot keeps beyond its window before it drops old ones, so that dropping is rare."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingView:
+    """Rows as a fused decode step reads them: buffers [1, kv_heads, capacity, dim], and the ring.
+
+    `state` counts the rows in the buffers and in the ring, then says which is the first to look at in either.
+    """
+
+    keys: mx.array
+    values: mx.array
+    ring: mx.array
+    state: tuple[int, int, int, int]
 
 
 class Slot:
@@ -33,24 +48,48 @@ class Slot:
         self.window = window
         self.first = 0
         self._ragged: np.ndarray | None = None
+        # Positions that follow `_ragged`: to lengthen an array at every token would copy it every time.
+        self._later: list[float] = []
 
     @property
     def positions(self) -> np.ndarray:
         """The position of every row, float64."""
         if self._ragged is not None:
+            if self._later:
+                self._ragged, self._later = np.concatenate([self._ragged, self._later]), []
             return self._ragged
         return np.arange(self.first, self.first + self.rows.length, dtype=np.float64)
 
     def append(self, keys: mx.array, values: mx.array, positions: Positions) -> None:
         """Add rows [batch, kv_heads, n, head_dim]."""
         if self.rows.length == 0 and isinstance(positions, int):
-            self.first, self._ragged = positions, None
+            self.first, self._ragged, self._later = positions, None, []
         contiguous = isinstance(positions, int) and positions == self.first + self.rows.length
         if self._ragged is not None or not contiguous:
             self._ragged = np.concatenate([self.positions, as_array(positions, keys.shape[2])])
         elif self.window is not None:
             self._drop_unseen(self.first + self.rows.length)
         self.rows.append(keys, values)
+
+    def open_ring(self, position: int) -> RingView | None:
+        """What a kernel reads to attend from one new row at `position`; None where it needs a mask."""
+        rows = self.rows
+        if not rows.takes_ring or not rows.length or (self.window is not None and self._ragged is not None):
+            return None
+        if self.window is not None and not rows.in_ring:
+            self._drop_unseen(position)
+        keys, values, ring = rows.open_ring()
+        kept = rows.length - rows.in_ring
+        unseen = 0 if self.window is None else max(0, position - self.window + 1 - self.first)
+        return RingView(keys, values, ring, (kept, rows.in_ring, min(unseen, kept), max(0, unseen - kept)))
+
+    def close_ring(self, ring: mx.array, position: int) -> None:
+        """Take the ring back with the row of `position` in it."""
+        if self._ragged is None and position != self.first + self.rows.length:
+            self._ragged = self.positions
+        if self._ragged is not None:
+            self._later.append(position)
+        self.rows.close_ring(ring)
 
     def read(self, positions: Positions, queries: int) -> tuple[mx.array, mx.array, Mask]:
         """Keys, values and mask for `queries` queries; each sees the rows at its own position and before."""
@@ -70,7 +109,7 @@ class Slot:
     def kept_at(self, length: int) -> int | None:
         """How many rows lie before position `length`, or None where the slot cannot go back to it by cutting."""
         if self._ragged is not None:
-            before = self._ragged < length
+            before = self.positions < length
             kept = int(before.sum())
             return kept if before[:kept].all() else None
         needed = 0 if self.window is None else max(0, length - self.window + 1)
@@ -81,11 +120,12 @@ class Slot:
         """Forget all but the first `rows` rows."""
         self.rows.trim(rows)
         if self._ragged is not None:
-            self._ragged = self._ragged[:rows]
+            self._ragged = self.positions[:rows]
 
     def restore(self, positions: Positions) -> None:
         """State the positions of rows that were loaded: of row 0 where they are contiguous, otherwise of each."""
         self.first, self._ragged = (positions, None) if isinstance(positions, int) else (0, positions)
+        self._later = []
 
     def _mask(self, queries: np.ndarray, rows: np.ndarray) -> Mask:
         seen = rows[None, :] <= queries[:, None]
@@ -125,6 +165,7 @@ class KVCache:
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows in total, so that growing does not copy later."""
+        rows += RING
         for slot in self.slots.values():
             slot.rows.reserve(rows if slot.window is None else min(rows, slot.window + WINDOW_SLACK))
 

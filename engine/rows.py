@@ -1,6 +1,8 @@
 """Storage of a cache slot's rows: as they come, or as int8 with scales.
 
-A buffer is [batch, kv_heads, capacity, width] and grows in steps; `length` rows of it are in use.
+A buffer is [batch, kv_heads, capacity, width] and grows in steps. The last rows may be in a ring instead, where a fused
+decode step puts each new one (a kernel makes new arrays and cannot write into a buffer); whatever else is done with the
+rows moves them into the buffers first.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import mlx.core as mx
 GROWTH = 256
 """Rows a full buffer grows by."""
 
+RING = 32
+"""Rows of the ring: every step copies it, and moving it costs two operations a layer."""
+
 
 class Rows(ABC):
     """Keys and values of one layer, row by row."""
 
     def __init__(self, batch: int, heads: int, widths: list[int], dtypes: list[mx.Dtype]) -> None:
         self.length = 0
-        self.buffers: list[mx.array] = []
+        self._buffers: list[mx.array] = []
         self._capacity = 0
+        self._ring: mx.array | None = None
+        self._in_ring = 0
         self._lead = (batch, heads)
         self._widths = widths
         self._dtypes = dtypes
@@ -34,12 +41,57 @@ class Rows(ABC):
 
     def append(self, keys: mx.array, values: mx.array) -> None:
         """Store rows [batch, kv_heads, n, head_dim] after the last one."""
+        self._settle()
         end = self.length + keys.shape[2]
         if end > self._capacity:
             self._grow(end)
         for i, new in enumerate(self.encode(keys, values)):
-            self.buffers[i][:, :, self.length : end] = new
+            self._buffers[i][:, :, self.length : end] = new
         self.length = end
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """Every buffer, spare capacity included."""
+        self._settle()
+        return self._buffers
+
+    @property
+    def takes_ring(self) -> bool:
+        """Whether rows are keys and values of equal width and nothing else, of one sequence."""
+        return len(self._widths) == 2 and self._widths[0] == self._widths[1] and self._lead[0] == 1
+
+    @property
+    def in_ring(self) -> int:
+        """How many of the last rows are in the ring."""
+        return self._in_ring
+
+    def open_ring(self) -> tuple[mx.array, mx.array, mx.array]:
+        """The buffers of keys and values, and the ring [2, kv_heads, RING, width] with room for one more row.
+
+        The first `length - in_ring` rows are in the buffers.
+        """
+        if self._ring is None:
+            self._ring = mx.zeros((2, self._lead[1], RING, self._widths[0]), dtype=self._dtypes[0])
+        if self._in_ring == RING:
+            self._settle()
+        if self.length + RING > self._capacity and not self._in_ring:
+            self._grow(self.length + RING)
+        return self._buffers[0], self._buffers[1], self._ring
+
+    def close_ring(self, ring: mx.array) -> None:
+        """Take the ring back with one row more in it."""
+        self._ring = ring
+        self._in_ring += 1
+        self.length += 1
+
+    def _settle(self) -> None:
+        """Move the ring's rows into the buffers."""
+        if not self._in_ring or self._ring is None:
+            return
+        start = self.length - self._in_ring
+        for i, buffer in enumerate(self._buffers):
+            buffer[:, :, start : self.length] = self._ring[i : i + 1, :, : self._in_ring]
+        self._in_ring = 0
 
     def read(self, start: int) -> tuple[mx.array, mx.array]:
         """Keys and values of the rows from `start` on."""
@@ -52,20 +104,24 @@ class Rows(ABC):
     def load(self, stored: list[mx.array]) -> None:
         """Replace everything by rows that `stored` of an equal storage gave."""
         self.length = self._capacity = stored[0].shape[2]
-        self.buffers = list(stored)
+        self._buffers = list(stored)
+        self._in_ring = 0
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows in total."""
+        self._settle()
         if rows > self._capacity:
             self._grow(rows)
 
     def trim(self, length: int) -> None:
         """Forget the rows after the first `length`."""
+        self._settle()
         self.length = length
 
     def drop(self, count: int) -> None:
         """Forget the first `count` rows."""
-        self.buffers = [buffer[:, :, count:] for buffer in self.buffers]
+        # A kernel that takes the buffers would copy slices at every step.
+        self._buffers = [mx.contiguous(buffer[:, :, count:]) for buffer in self.buffers]
         self._capacity -= count
         self.length -= count
 
@@ -82,7 +138,7 @@ class Rows(ABC):
         ]
         if self.length:
             grown = [mx.concatenate([old, new], axis=2) for old, new in zip(self.stored(), grown, strict=True)]
-        self.buffers = grown
+        self._buffers = grown
         self._capacity = capacity
 
 

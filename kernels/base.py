@@ -102,6 +102,11 @@ class Kernel:
     _checks: dict[str, Check] = field(default_factory=dict, init=False, repr=False)
     _disabled: str = field(default="", init=False, repr=False)
 
+    @property
+    def disabled(self) -> str:
+        """Why it was switched off on this device, "" if it was not."""
+        return self._disabled
+
     def __call__(self, *inputs: mx.array) -> list[mx.array]:
         key = tuple((array.shape, array.dtype) for array in inputs)
         if key not in self._plans:

@@ -15,6 +15,7 @@ from russet.engine.cache import KVCache
 from russet.engine.rows import Int8Rows
 from russet.models.attention import Attend
 from russet.models.config import DecoderConfig, LayerSpec
+from russet.models.fused import FusedStep, make_fused
 from russet.models.linear import Branches, Embedding, Linear
 from russet.models.rope import Positions, Rotary, Rotate
 
@@ -161,10 +162,12 @@ class Decoder:
         self.dtype = dtype
         self.embed = embed
         self.blocks = blocks
-        self._norm = norm
-        self._head = head
-        self._fused_rope = fused_rope
-        self._rotaries = {rope: Rotary(rope) for rope in {layer.rope for layer in config.layers}}
+        self.norm = norm
+        self.output = head
+        self.fused_rope = fused_rope
+        self.rotaries = {rope: Rotary(rope) for rope in {layer.rope for layer in config.layers}}
+        self._step: FusedStep | None = None
+        self._step_made = False
 
     def new_cache(self, kv_bits: int = 16, batch: int = 1) -> KVCache:
         """An empty cache for this model; `kv_bits` 8 stores int8 rows."""
@@ -191,7 +194,7 @@ class Decoder:
         of them only; 0 stops there. `positions` are those of the rows that come in. `probe` watches.
         """
         rows = h.shape[1]
-        rotations = {rope: rotary.at(positions, rows, self._fused_rope) for rope, rotary in self._rotaries.items()}
+        rotations = {rope: rotary.at(positions, rows, self.fused_rope) for rope, rotary in self.rotaries.items()}
         for i in layers:
             block = self.blocks[i]
             keep = last if i == layers[-1] else None
@@ -201,12 +204,12 @@ class Decoder:
     def store(self, layer: int, keys: mx.array, values: mx.array, positions: Positions, cache: KVCache) -> None:
         """Append rows as a `Probe` saw them, [batch, kv_heads, rows, head_dim], to a layer's slot at `positions`."""
         block = self.blocks[layer]
-        rotate = self._rotaries[block.spec.rope].at(positions, keys.shape[2], self._fused_rope)
+        rotate = self.rotaries[block.spec.rope].at(positions, keys.shape[2], self.fused_rope)
         block.store(keys, values, positions, rotate, cache)
 
     def head(self, h: mx.array) -> mx.array:
         """Logits [batch, rows, vocab] of hidden rows."""
-        return self._head(self._norm(h))
+        return self.output(self.norm(h))
 
     def extend(self, tokens: mx.array, cache: KVCache, logits: int = 1) -> mx.array | None:
         """Append tokens [batch, rows] to the cache; logits of the last `logits` rows, or None for 0.
@@ -214,6 +217,10 @@ class Decoder:
         Layers after the last one that writes keys and values see only the rows whose logits are asked for: with shared
         keys and values most of those layers' prefill work is never done.
         """
+        if logits == 1 and tokens.size == 1 and (step := self._fused_step()) is not None:
+            out = step(tokens, cache)
+            if out is not None:
+                return out
         start, rows = cache.next_position, tokens.shape[1]
         writer, count = self.config.last_writer, len(self.blocks)
         h = self.run(self.embed(tokens), range(writer + 1), start, cache, last=logits)
@@ -221,6 +228,14 @@ class Decoder:
             h = self.run(h, range(writer + 1, count), start + rows - logits, cache)
         cache.next_position = start + rows
         return self.head(h) if logits else None
+
+    def _fused_step(self) -> FusedStep | None:
+        """The step by kernels, made at the first token that is decoded; None where they do not serve."""
+        if not self._step_made:
+            self._step, self._step_made = make_fused(self), True
+        if self._step is not None and self._step.disabled:
+            self._step = None
+        return self._step
 
 
 def _heads(x: mx.array, heads: int) -> mx.array:

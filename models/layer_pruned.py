@@ -46,7 +46,7 @@ def layer_pruned(base: Decoder, layers: Sequence[int] | float) -> Decoder:
     specs = [_renumbered(base.config.layers[i], layers) for i in layers]
     blocks = [_block(base.blocks[layer], i, spec) for i, (layer, spec) in enumerate(zip(layers, specs, strict=True))]
     config = replace(base.config, layers=tuple(specs))
-    return Decoder(config, base.dtype, base.embed, blocks, base._norm, base._head, base._fused_rope)
+    return Decoder(config, base.dtype, base.embed, blocks, base.norm, base.output, base.fused_rope)
 
 
 def _renumbered(spec: LayerSpec, layers: Sequence[int]) -> LayerSpec:

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,10 @@ class Linear(Protocol):
 class Dense:
     """A 16- or 32-bit linear map."""
 
-    __slots__ = ("bias", "transposed")
+    __slots__ = ("bias", "transposed", "weight")
 
     def __init__(self, weight: mx.array, bias: mx.array | None = None) -> None:
+        self.weight = weight
         self.transposed = weight.T
         self.bias = bias
 
@@ -110,20 +112,20 @@ class Branches:
     One product saves launches, which bound small models on a GPU. `ends` are the columns where its outputs are cut.
     """
 
-    __slots__ = ("_ends", "_maps")
+    __slots__ = ("_ends", "maps")
 
     def __init__(self, maps: list[Linear], ends: list[int] | None = None) -> None:
-        self._maps = maps
+        self.maps = maps
         self._ends = ends
 
     def __call__(self, x: mx.array) -> list[mx.array]:
         if not self._ends:
-            return [branch(x) for branch in self._maps]
-        return list(mx.split(self._maps[0](x), self._ends, axis=-1))
+            return [branch(x) for branch in self.maps]
+        return list(mx.split(self.maps[0](x), self._ends, axis=-1))
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [array for branch in self._maps for array in branch.arrays]
+        return [array for branch in self.maps for array in branch.arrays]
 
 
 def branches(weights: Sequence[Weight], biases: Sequence[mx.array | None], join: bool) -> Branches:
@@ -160,6 +162,7 @@ class Embedding:
         self.weight = weight
         self._dtype = dtype
         self._scale = None if scale == 1.0 else mx.array(scale, dtype=dtype)
+        self.scale = 1.0 if self._scale is None else float(np.array(self._scale.astype(mx.float32)))
 
     def __call__(self, tokens: mx.array) -> mx.array:
         rows = self.weight.rows(tokens).expand(self._dtype) if isinstance(self.weight, Affine) else self.weight[tokens]

@@ -12,6 +12,7 @@ import mlx.core as mx
 from russet.engine.blas import use_fast_blas
 from russet.engine.device import memory_bytes, on_gpu
 from russet.engine.errors import InvalidOptionError
+from russet.kernels.base import mode
 from russet.models.activations import gated
 from russet.models.attention import attention
 from russet.models.config import DecoderConfig
@@ -19,7 +20,8 @@ from russet.models.config_file import read_config
 from russet.models.decoder import Block, Decoder, Norm
 from russet.models.families import family_of, read_decoder
 from russet.models.linear import Branches, Embedding, Weight, branches, linear
-from russet.models.weights import Weights
+from russet.models.norm import RMSNorm
+from russet.models.weights import Weights, WeightSource
 
 _logger = logging.getLogger("russet")
 
@@ -39,7 +41,7 @@ def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:
     decoder_config = read_decoder(config)
     weights = Weights(folder, config, family_of(config).names(decoder_config), decoder_config)
     compute = _dtype(dtype, weights)
-    builder = _Builder(decoder_config, weights, compute, expand=_expand(weights, compute))
+    builder = Builder(decoder_config, weights, compute, expand=_expand(weights, compute))
     decoder = builder.build()
     decoder.source = folder
     return decoder
@@ -65,10 +67,10 @@ def _expand(weights: Weights, dtype: mx.Dtype) -> bool:
     return size <= room
 
 
-class _Builder:
+class Builder:
     """Turns named tensors into blocks, a few layers at a time, so that their source can be freed after them."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights, dtype: mx.Dtype, expand: bool) -> None:
+    def __init__(self, config: DecoderConfig, weights: WeightSource, dtype: mx.Dtype, expand: bool) -> None:
         self.config = config
         self.weights = weights
         self.dtype = dtype
@@ -131,7 +133,7 @@ class _Builder:
         role, width = f"layers.{i}.", self.config.layers[i].ffn_dim
         if self.weights.has(role + "gate_up"):
             return Branches([linear(self._weight(role + "gate_up"))], [width])
-        return self._branches([role + "gate", role + "up"], self.config.ffn_bias, join=on_gpu())
+        return self._branches([role + "gate", role + "up"], self.config.ffn_bias, join=_one_product())
 
     def _branches(self, roles: list[str], bias: bool = False, join: bool = False) -> Branches:
         return branches([self._weight(r) for r in roles], [self._bias(r, bias) for r in roles], join)
@@ -149,7 +151,12 @@ class _Builder:
         weight = self.weights.dense(role, self.dtype)
         if self.config.unit_offset_norm:
             weight = (weight.astype(mx.float32) + 1).astype(self.dtype)
-        return rms_norm(weight, self.config.norm_eps)
+        return RMSNorm(weight, self.config.norm_eps)
+
+
+def _one_product() -> bool:
+    """Whether gate and up are joined: a GPU saves a launch, a CPU nothing."""
+    return on_gpu() or mode() == "reference"
 
 
 @cache
@@ -158,8 +165,3 @@ def _loading_streams() -> list[mx.Stream]:
     if on_gpu():
         return [mx.default_stream(mx.default_device())]
     return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(min(4, os.cpu_count() or 1) - 1))]
-
-
-def rms_norm(weight: mx.array, eps: float) -> Norm:
-    """x / rms(x) * weight over the last axis."""
-    return lambda x: mx.fast.rms_norm(x, weight, eps)

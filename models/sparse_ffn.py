@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from russet.engine.device import on_gpu
+from russet.engine.errors import UnsupportedModelError
 from russet.kernels.backend import backend
 from russet.kernels.base import mode
 from russet.kernels.packed import GROUPS, none
@@ -143,8 +144,12 @@ def down_projection(weight: Weight, bias: mx.array | None, stored_by_neuron: boo
     """The down projection for a weight [hidden, ffn], or [ffn, hidden] as `stored_by_neuron` says.
 
     A dense one is turned to neuron-major where FFNs are `sparse`; a packed one cannot be without rounding it again,
-    so it stays as it is, and its FFN dense.
+    so it stays as it is, and its FFN dense. Raises UnsupportedModelError for a bias beside rows by neuron.
     """
+    if stored_by_neuron and bias is not None:
+        raise UnsupportedModelError(
+            "config.json has ffn_down neuron_major and a bias; Russet runs one without the other."
+        )
     if stored_by_neuron:
         return NeuronMajor(weight)
     if sparse and bias is None and isinstance(weight, mx.array):
@@ -153,10 +158,10 @@ def down_projection(weight: Weight, bias: mx.array | None, stored_by_neuron: boo
 
 
 def step_ffn(
-    norm: object, gate_up_maps: Branches, down: Linear, activation: Activation, threshold: float, bias: bool
+    norm: object, gate_up_maps: Branches, down: Linear, activation: Activation, threshold: float
 ) -> StepFFN | None:
     """The FFN of steps of a few rows where it can leave neurons out, else None."""
-    if (activation != "relu" and not threshold) or bias:
+    if activation != "relu" and not threshold:
         return None
     if not isinstance(down, NeuronMajor) or not isinstance(norm, RMSNorm):
         return None

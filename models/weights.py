@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -13,6 +13,23 @@ from russet.models.linear import Affine, Weight
 from russet.models.safetensors_file import open_safetensors
 from russet.models.shapes import Shape, expected_shapes, parameter_count
 from russet.models.shards import shards
+
+
+class WeightSource(Protocol):
+    """Where a decoder's tensors come from, by role; `Weights` reads a folder."""
+
+    def has(self, role: str) -> bool: ...
+
+    def weight(self, role: str, dtype: mx.Dtype, expand: bool) -> Weight: ...
+
+    def dense(self, role: str, dtype: mx.Dtype) -> mx.array: ...
+
+    def bias(self, role: str) -> mx.array: ...
+
+    def bare(self, role: str) -> mx.array: ...
+
+    def taken(self) -> list[mx.array]: ...
+
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 

@@ -1,0 +1,2 @@
+// norm_matvec with another norm and a residual addition in front.
+#define POST_NORM

@@ -1,0 +1,100 @@
+"""The fused decode step, by its references, beside decoding layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from russet.engine.prefill.base import PromptTokens
+from russet.engine.prefill.exact import Exact
+from russet.engine.rows import RING
+from russet.kernels import base
+from russet.models.decoder import Decoder
+from russet.models.loading import load_decoder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+VARIANTS = sorted(path.name for path in GOLDEN.iterdir() if (path / "config.json").exists())
+PROMPT = [7, 3, 11, 5, 2, 9, 4, 13, 1, 6]
+
+
+@pytest.fixture
+def by_reference(monkeypatch: pytest.MonkeyPatch):
+    """Switch kernels to their references, as RUSSET_KERNELS=reference does."""
+    for module in ("russet.kernels.base", "russet.models.fused", "russet.models.loading"):
+        monkeypatch.setattr(f"{module}.mode", lambda: "reference")
+    return base
+
+
+def decode(decoder: Decoder, steps: int, prompt: list[int] = PROMPT, kv_bits: int = 16) -> tuple[np.ndarray, object]:
+    cache = decoder.new_cache(kv_bits)
+    logits = Exact(4)(decoder, PromptTokens(prompt), cache).logits
+    out = []
+    for step in range(steps):
+        out.append(np.array(logits.reshape(-1).astype(mx.float32)))
+        logits = decoder.extend(mx.array([[(5 * step + 3) % 60]]), cache)
+    return np.array(out), cache
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_fused_step_gives_what_the_layers_give(variant: str, by_reference) -> None:
+    steps = RING + 8
+    fused = load_decoder(GOLDEN / variant)
+    found, cache = decode(fused, steps)
+    assert fused._step is not None
+    plain = load_decoder(GOLDEN / variant)
+    plain._step_made = True
+    expected, other = decode(plain, steps)
+    assert np.abs(found - expected).max() < 2e-5 * max(1, np.abs(expected).max())
+    assert cache.next_position == other.next_position
+    for layer, slot in cache.slots.items():
+        assert slot.positions.tolist() == other.slots[layer].positions.tolist()
+
+
+@pytest.mark.parametrize("variant", ["gemma3", "llama"])
+def test_a_traced_step_gives_the_same(variant: str, by_reference) -> None:
+    traced, plain = load_decoder(GOLDEN / variant), load_decoder(GOLDEN / variant)
+    step = traced._fused_step()
+    step._traced = mx.compile(step._step)
+    assert np.abs(decode(traced, RING + 4)[0] - decode(plain, RING + 4)[0]).max() < 1e-5
+
+
+def test_rows_with_scales_of_their_own_go_layer_by_layer(by_reference) -> None:
+    fused, plain = load_decoder(GOLDEN / "llama"), load_decoder(GOLDEN / "llama")
+    plain._step_made = True
+    assert np.array_equal(decode(fused, 4, kv_bits=8)[0], decode(plain, 4, kv_bits=8)[0])
+
+
+def test_gaps_between_positions_stay(by_reference) -> None:
+    """Rows that a lossy prefill left out, and rows that decoding adds after them."""
+    outs = []
+    for fused in (True, False):
+        decoder = load_decoder(GOLDEN / "qwen3")
+        decoder._step_made = not fused
+        cache = decoder.new_cache()
+        h = decoder.run(
+            decoder.embed(mx.array([[4, 9, 2]])), range(len(decoder.blocks)), np.array([0.0, 3.0, 6.5]), cache
+        )
+        mx.eval(h)
+        cache.next_position = 9
+        logits = [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
+        assert all(slot.positions.tolist() == [0, 3, 6.5, 9, 10, 11] for slot in cache.slots.values())
+        logits.append(np.array(decoder.extend(mx.array([[1, 2]]), cache)))
+        outs.append(np.concatenate([x.reshape(-1) for x in logits]))
+    assert np.abs(outs[0] - outs[1]).max() < 2e-5
+
+
+def test_a_switched_off_kernel_leaves_the_layers_to_decode(by_reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = load_decoder(GOLDEN / "llama")
+    step = decoder._fused_step()
+    monkeypatch.setattr(step._kernels[0], "_disabled", "it does not run")
+    assert decoder._fused_step() is None
+
+
+def test_layers_in_several_formats_are_said_not_to_fit(by_reference, caplog: pytest.LogCaptureFixture) -> None:
+    decoder = load_decoder(GOLDEN / "llama")
+    decoder.blocks[0].gate_up.maps.append(decoder.blocks[0].down)
+    assert decoder._fused_step() is None
+    assert "projections of one input in several formats" in caplog.text
