@@ -183,16 +183,18 @@ def moving_average(x: mx.array, width: int) -> mx.array:
 def choose(scores: np.ndarray, keep: float, chunk: int, last: int) -> np.ndarray:
     """The indices, rising, of the tokens in the best `ceil(keep * chunks)` chunks by mean score.
 
-    The first four tokens (attention sinks, arXiv 2309.17453) and the last `last` are always among them.
+    The first four tokens (attention sinks, arXiv 2309.17453) and the last `last` are always among them. They attract
+    attention whatever is asked, so they do not count in a chunk's mean, and chunks of nothing else take no place.
     """
     count = len(scores)
-    starts = np.arange(0, count, chunk)
-    lengths = np.minimum(chunk, count - starts)
-    means = np.add.reduceat(scores.astype(np.float64), starts) / lengths
-    best = np.argsort(-means, kind="stable")[: math.ceil(keep * len(starts))]
-    kept = np.isin(np.arange(count) // chunk, best)
+    kept = np.zeros(count, dtype=bool)
     kept[:FIRST] = kept[max(0, count - last) :] = True
-    return np.flatnonzero(kept)
+    starts = np.arange(0, count, chunk)
+    ranked = np.add.reduceat((~kept).astype(np.int64), starts)
+    totals = np.add.reduceat(np.where(kept, 0.0, scores), starts)
+    means = np.where(ranked > 0, totals / np.maximum(ranked, 1), -np.inf)
+    best = np.argsort(-means, kind="stable")[: math.ceil(keep * len(starts))]
+    return np.flatnonzero(kept | np.isin(np.arange(count) // chunk, best))
 
 
 def compute_rows(decoder: Decoder, tokens: Sequence[int], kept: np.ndarray, cache: KVCache, rows: int) -> mx.array:

@@ -142,6 +142,14 @@ def test_the_best_chunks_are_kept_and_rounded_up() -> None:
     assert len(choose(scores, keep=1.0, chunk=32, last=1)) == 100
 
 
+def test_what_is_kept_anyway_takes_no_place() -> None:
+    scores = np.zeros(100, dtype=np.float32)
+    scores[:4] = scores[80:] = 9.0
+    scores[30] = 0.1
+    # Two of ten chunks: by the mean of all scores, both would be among the first and the last tokens.
+    assert choose(scores, keep=0.2, chunk=10, last=20).tolist() == [*range(10), *range(30, 40), *range(80, 100)]
+
+
 def test_any_choice_is_in_order_whole_and_within_its_budget() -> None:
     generator = np.random.default_rng(5)
     for _ in range(300):
