@@ -63,27 +63,33 @@ def measure(model: Model, found: Sequence[Contender], listen: Listener = lambda 
     levels = {}
     for contender in found:
         listen(contender.name)
-        levels[contender.name] = _level(model, contender.prefill, needles, requests, expected)
+        needle, note = _needle(model, contender.prefill, needles)
+        # Exact prefill's own replies are what the others are held against.
+        agreement, other = 1.0, ""
+        if contender.name != EXACT:
+            agreement, other = _agreement(model, contender.prefill, requests, expected)
+        levels[contender.name] = Level(needle, agreement, note or other)
     return levels
 
 
-def _level(
-    model: Model,
-    prefill: Prefill,
-    needles: Sequence[tuple[PromptTokens, str]],
-    requests: Sequence[PromptTokens],
-    expected: Sequence[list[int]],
-) -> Level:
-    hits, same, notes = 0.0, 0, []
-    for prompt, code in needles:
-        tokens, note = _predict(model, prefill, prompt)
-        hits += contains_answer(model.tokenizer.decode(tokens), [code])
-        notes.append(note)
-    for prompt, reply in zip(requests, expected, strict=True):
-        tokens, note = _predict(model, prefill, prompt, reply)
-        same += sum(ours == theirs for ours, theirs in zip(tokens, reply, strict=True))
-        notes.append(note)
-    return Level(hits / len(needles), same / sum(map(len, expected)), next(filter(None, notes), ""))
+def _needle(model: Model, prefill: Prefill, needles: Sequence[tuple[PromptTokens, str]]) -> tuple[float, str]:
+    """The share of codes found, and the first note."""
+    found = [(_predict(model, prefill, prompt), code) for prompt, code in needles]
+    hits = [contains_answer(model.tokenizer.decode(tokens), [code]) for (tokens, _), code in found]
+    return sum(hits) / len(hits), next((note for (_, note), _ in found if note), "")
+
+
+def _agreement(
+    model: Model, prefill: Prefill, requests: Sequence[PromptTokens], expected: Sequence[list[int]]
+) -> tuple[float, str]:
+    """The share of exact prefill's tokens that are drawn after those before them, and the first note."""
+    found = [_predict(model, prefill, prompt, reply) for prompt, reply in zip(requests, expected, strict=True)]
+    same = [
+        ours == theirs
+        for (tokens, _), reply in zip(found, expected, strict=True)
+        for ours, theirs in zip(tokens, reply, strict=True)
+    ]
+    return sum(same) / len(same), next((note for _, note in found if note), "")
 
 
 def _predict(
