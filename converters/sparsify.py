@@ -63,6 +63,11 @@ def sparsify(
             f"The FFNs of {src} have no ReLU, so none of their neurons are zero: give a sparsity and a text, "
             "for thresholds."
         )
+    if decoder.ffn_bias or decoder.post_norms:
+        raise InvalidOptionError(
+            f"The FFNs of {src} have a bias or a norm behind them, and Russet leaves no neurons out of such: "
+            "keep it as it is."
+        )
     names = family_of(config).names(decoder)
     down = [names[f"layers.{i}.down"] for i in range(len(decoder.layers))]
     thresholds: list[float] = []

@@ -6,6 +6,8 @@ weights are larger than caches and few neurons are active. With ReLU and no thre
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Protocol
 
 import mlx.core as mx
@@ -21,6 +23,8 @@ from russet.models.activations import gated
 from russet.models.config import Activation
 from russet.models.linear import Affine, Branches, Dense, Linear, Quantized, Weight, linear
 from russet.models.norm import RMSNorm
+
+_log = logging.getLogger("russet")
 
 # Two cores with OpenBLAS and 4096 x 11008: 1.6 times the dense FFN's speed at 80 % zeros, 2 at 90 %, 0.8 at 50 %.
 # With 576 x 1536, which caches hold, gathering never wins.
@@ -154,7 +158,17 @@ def down_projection(weight: Weight, bias: mx.array | None, stored_by_neuron: boo
         return NeuronMajor(weight)
     if sparse and bias is None and isinstance(weight, mx.array):
         return NeuronMajor(mx.contiguous(weight.T))
+    if sparse and on_gpu():
+        _say_dense()
     return linear(weight, bias)
+
+
+@cache
+def _say_dense() -> None:
+    _log.warning(
+        "the FFNs stay dense, though neurons of them are zero: their packed down projections are not stored by neuron; "
+        "`russet sparsify` writes a folder in which they are"
+    )
 
 
 def step_ffn(

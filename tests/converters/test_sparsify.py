@@ -97,6 +97,12 @@ def test_nothing_to_do_is_said_and_nothing_is_left(tiny_folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_ffns_that_stay_dense_are_refused(tiny_folder, tmp_path):
+    folder = edited(tiny_folder, tmp_path / "bias", hidden_act="relu", mlp_bias=True)
+    with pytest.raises(InvalidOptionError, match="a bias or a norm behind them"):
+        sparsify(folder, tmp_path / "sparse")
+
+
 def test_an_existing_folder_is_left_alone(tiny_folder, tmp_path):
     with pytest.raises(OutputExistsError):
         sparsify(tiny_folder, tmp_path, sparsity=0.5, text=TEXT)

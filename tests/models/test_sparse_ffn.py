@@ -44,7 +44,7 @@ def close(found: mx.array, wanted: np.ndarray) -> bool:
 def gathered(weights, activation="relu", threshold=0.0):
     norm, gate, up, down = weights
     maps = Branches([Dense(gate), Dense(up)])
-    return step_ffn(norm, maps, down_projection(down, None, False, True), activation, threshold, False)
+    return step_ffn(norm, maps, down_projection(down, None, False, True), activation, threshold)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_kernels_take_the_layers_weights_as_they_are(gpu, weights, count, qu
     norm, gate, up, down = weights
     form = packed if quantized else (lambda weight: weight)
     maps = branches([form(gate), form(up)], [None, None], join=True)
-    ffn = step_ffn(norm, maps, down_projection(form(mx.contiguous(down.T)), None, True, True), "relu", 0.0, False)
+    ffn = step_ffn(norm, maps, down_projection(form(mx.contiguous(down.T)), None, True, True), "relu", 0.0)
     assert isinstance(ffn, KernelFFN)
     if quantized:
         gate, up, down = packed(gate).expand(F32), packed(up).expand(F32), packed(mx.contiguous(down.T)).expand(F32).T
@@ -129,12 +129,11 @@ def test_what_the_kernels_cannot_take_stays_dense(gpu, weights):
     maps = branches([gate, up], [None, None], join=True)
     by_neuron = down_projection(down, None, False, True)
     made = [
-        step_ffn(norm, maps, by_neuron, "silu", 0.0, False),
-        step_ffn(norm, maps, by_neuron, "relu", 0.0, True),
-        step_ffn(norm, maps, down_projection(packed(down), None, False, True), "relu", 0.0, False),
-        step_ffn(norm, branches([gate[:, :48], up[:, :48]], [None, None], join=True), by_neuron, "relu", 0.0, False),
+        step_ffn(norm, maps, by_neuron, "silu", 0.0),
+        step_ffn(norm, maps, down_projection(packed(down), None, False, True), "relu", 0.0),
+        step_ffn(norm, branches([gate[:, :48], up[:, :48]], [None, None], join=True), by_neuron, "relu", 0.0),
     ]
-    assert made == [None] * 4
+    assert made == [None] * 3
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -148,9 +147,18 @@ def test_a_neuron_major_projection_multiplies_alike(weights, stored):
     assert close(by_neuron(x), np.array(x @ packed(mx.contiguous(down.T)).expand(F32)))
 
 
-def test_packed_weights_are_not_rounded_again(weights):
-    made: Linear = down_projection(packed(weights[3]), None, False, True)
+def test_packed_weights_are_not_rounded_again_and_a_note_says_so(gpu, weights, caplog):
+    module._say_dense.cache_clear()
+    for _ in range(2):
+        made: Linear = down_projection(packed(weights[3]), None, False, True)
     assert isinstance(made, Quantized)
+    (record,) = caplog.records
+    assert "`russet sparsify`" in record.getMessage()
+
+
+def test_a_bias_beside_rows_by_neuron_is_refused(weights):
+    with pytest.raises(UnsupportedModelError, match="one without the other"):
+        down_projection(weights[3], mx.zeros((HIDDEN,)), True, True)
 
 
 def test_a_folder_says_how_its_ffns_are_stored_and_cut():
