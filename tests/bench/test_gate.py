@@ -109,6 +109,13 @@ def test_levels_are_recorded_with_a_margin_and_beside_other_models(tmp_path: Pat
         read_levels("1" * 64, "one", file)
 
 
+def test_levels_of_the_default_model_are_shipped() -> None:
+    models = json.loads(gate_levels.FILE.read_text())
+    (levels,) = [found["levels"] for found in models.values() if found["name"] == "smollm2-135m"]
+    assert {"exact", "lazyllm:0.5", "specprefill:0.3", "superposition:2"} <= set(levels)
+    assert levels["exact"]["needle"] >= 0.5
+
+
 def test_a_short_context_is_told_in_a_sentence(tiny_folder: Path) -> None:
     with pytest.raises(PromptTooLongError, match="the model's context holds"):
         gate.measure(russet.load(tiny_folder), [Contender("exact", Exact())])
