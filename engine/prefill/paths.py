@@ -105,8 +105,8 @@ class Runner:
             h = decoder.embed(mx.array(tokens[piece])[None])
             h = decoder.run(h, range(layers), where, seen, last=None if score else 0, probe=probe)
             done.append(seen.written)
-            at = np.flatnonzero(predicts[piece]) if score else ()
-            if len(at):
+            at = np.flatnonzero(predicts[piece])
+            if score and len(at):
                 values = log_probabilities(decoder, h[:, mx.array(at)], mx.array(tokens[start + at + 1]))
                 logs.append(LogProbabilities(values, branches[start + at]))
             mx.async_eval(*done[-1].arrays(), *(log.values for log in logs[-1:]))
