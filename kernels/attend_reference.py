@@ -49,42 +49,51 @@ def plan(target: Backend | None, heads: int, keys: mx.array) -> Plan:
     cut = Plan(-(-group // sets), sets, lanes, min(lanes, 4 if keys.dtype == mx.float32 else 8), 1)
     wanted = round(_THREADGROUPS[target or "metal"] / (kv_heads * sets))
     splits = max(1, min(_MAX_SPLITS, wanted, capacity // cut.round_rows))
-    return Plan(cut.heads, cut.sets, cut.lanes, cut.steps, splits)
+    # A power of two, for what merges the splits is compiled for each number of them.
+    return Plan(cut.heads, cut.sets, cut.lanes, cut.steps, 1 << (splits.bit_length() - 1))
 
 
-def merge(mixed: mx.array, stats: mx.array) -> mx.array:
-    """Put the splits together: [S, H, D] and [S, H, 2] to [H D]."""
+def splits_of(parts: mx.array, heads: int, dim: int) -> int:
+    """The number of splits in `parts` [S H D + 2 S H]."""
+    return parts.size // (heads * (dim + 2))
+
+
+def merge(parts: mx.array, heads: int, dim: int) -> mx.array:
+    """Put the splits together: `parts` [S H D + 2 S H] to [H D]."""
+    splits = splits_of(parts, heads, dim)
+    mixed = parts[: splits * heads * dim].reshape(splits, heads, dim)
+    stats = parts[splits * heads * dim :].reshape(splits, heads, 2)
     weights = stats[..., 1] * mx.exp(stats[..., 0] - stats[..., 0].max(axis=0))
     weights = weights / weights.sum(axis=0)
     return (weights[..., None] * mixed).sum(axis=0).reshape(-1)
 
 
-def _turn(
-    x: mx.array, weight: mx.array, rotation: mx.array, constants: mx.array, pairs: int, neighbours: bool
-) -> mx.array:
-    """Norm and rotate heads [n, D] in float32."""
+def random_parts(splits: int, heads: int, dim: int) -> mx.array:
+    """Random parts [S H D + 2 S H], the same ones each time; of several splits the last has no rows."""
+    keys = mx.random.split(mx.random.key(splits + heads + dim), 3)
+    there = ((mx.arange(splits) < splits - 1) | (splits == 1))[:, None]
+    mixed = mx.where(there[..., None], mx.random.normal((splits, heads, dim), key=keys[0]), 0.0)
+    top = mx.where(there, mx.random.normal((splits, heads), key=keys[1]) * 3, LOWEST)
+    total = mx.where(there, mx.random.uniform(1.0, 9.0, (splits, heads), key=keys[2]), 0.0)
+    return mx.concatenate([mixed.reshape(-1), mx.stack([top, total], axis=-1).reshape(-1)])
+
+
+def _turn(x: mx.array, weight: mx.array, step: mx.array, form: mx.array) -> mx.array:
+    """Norm and rotate heads [n, D] in float32; `weight` is empty where there are no norms."""
+    at, pairs, neighbours = mx.arange(x.shape[1]), form[4].astype(mx.int32), form[5] != 0
+    turns = at < 2 * pairs
+    second = mx.where(neighbours, at % 2 == 1, at >= pairs)
+    pair = mx.where(turns, mx.where(neighbours, at // 2, mx.where(second, at - pairs, at)), 0)
+    other = mx.where(turns, mx.where(neighbours, at + 1 - 2 * (at % 2), mx.where(second, pair, at + pairs)), at)
+    cosines, sines = (mx.where(turns, step[mx.where(turns, 8 + n * pairs + pair, 0)], 1.0 - n) for n in (0, 1))
 
     def norm(x: mx.array) -> mx.array:
-        if weight.shape[0] != x.shape[1]:
-            return x
-        return x * mx.rsqrt((x * x).mean(axis=-1, keepdims=True) + constants[0]) * weight.astype(mx.float32)
+        return x * mx.rsqrt((x * x).mean(axis=-1, keepdims=True) + form[0]) * weight if weight.size else x
 
     def rotate(x: mx.array) -> mx.array:
-        turned, rest = x[:, : 2 * pairs], x[:, 2 * pairs :]
-        pair = turned.reshape(-1, pairs, 2) if neighbours else turned.reshape(-1, 2, pairs).swapaxes(1, 2)
-        cosine, sine = (rotation[:, 0], rotation[:, 1]) if neighbours else (rotation[0], rotation[1])
-        first, second = pair[..., 0], pair[..., 1]
-        pair = mx.stack([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-        turned = pair if neighbours else pair.swapaxes(1, 2)
-        return mx.concatenate([turned.reshape(x.shape[0], -1), rest], axis=1)
+        return x * cosines + x[:, other] * mx.where(second, sines, -sines)
 
-    return mx.where(constants[2] != 0, norm(rotate(x)), rotate(norm(x)))
-
-
-def rotation_form(rotation: mx.array) -> tuple[int, bool]:
-    """Rotated pairs, and whether they are neighbours."""
-    neighbours = rotation.shape[1] == 2
-    return rotation.shape[0 if neighbours else 1], neighbours
+    return mx.where(form[2] != 0, norm(rotate(x)), rotate(norm(x)))
 
 
 def _store(x: mx.array, scale: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -93,40 +102,24 @@ def _store(x: mx.array, scale: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def attend_decode(
-    qkv: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    recent: mx.array,
-    state: mx.array,
-    rotation: mx.array,
-    q_norm: mx.array,
-    k_norm: mx.array,
-    kv_scales: mx.array,
-    constants: mx.array,
+    qkv: mx.array, keys: mx.array, values: mx.array, recent: mx.array, step: mx.array, form: mx.array
 ) -> list[mx.array]:
     kv_heads, dim = keys.shape[1], keys.shape[3]
-    parts = qkv.reshape(-1, dim)
-    heads = parts.shape[0] - 2 * kv_heads
-    queries = _turn(parts[:heads], q_norm, rotation, constants, *rotation_form(rotation))
-    key = _turn(parts[heads : heads + kv_heads], k_norm, rotation, constants, *rotation_form(rotation))
-    new = mx.stack([_store(key, kv_scales[0], keys.dtype), _store(parts[heads + kv_heads :], kv_scales[1], keys.dtype)])
-    recent_out = mx.where((mx.arange(recent.shape[2]) == state[1])[:, None], new[:, :, None], recent)
-    return [*_splits(queries, keys, values, recent_out, state, kv_scales, constants, True), recent_out]
+    projected = qkv.reshape(-1, dim)
+    heads = projected.shape[0] - 2 * kv_heads
+    queries = _turn(projected[:heads], form[8 : 8 + dim], step, form)
+    new_keys = _turn(projected[heads : heads + kv_heads], form[8 + dim :], step, form)
+    new_values = projected[heads + kv_heads :]
+    new = mx.stack([_store(new_keys, form[6], keys.dtype), _store(new_values, form[7], keys.dtype)])
+    recent_out = mx.where((mx.arange(recent.shape[2]) == step[1])[:, None], new[:, :, None], recent)
+    return [_splits(queries, keys, values, recent_out, step, form, True), recent_out]
 
 
 def attend_shared(
-    qkv: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    recent: mx.array,
-    state: mx.array,
-    rotation: mx.array,
-    q_norm: mx.array,
-    kv_scales: mx.array,
-    constants: mx.array,
+    qkv: mx.array, keys: mx.array, values: mx.array, recent: mx.array, step: mx.array, form: mx.array
 ) -> list[mx.array]:
-    queries = _turn(qkv.reshape(-1, keys.shape[3]), q_norm, rotation, constants, *rotation_form(rotation))
-    return _splits(queries, keys, values, recent, state, kv_scales, constants, False)
+    queries = _turn(qkv.reshape(-1, keys.shape[3]), form[8:], step, form)
+    return [_splits(queries, keys, values, recent, step, form, False)]
 
 
 def _splits(
@@ -134,14 +127,14 @@ def _splits(
     keys: mx.array,
     values: mx.array,
     recent: mx.array,
-    state: mx.array,
-    kv_scales: mx.array,
-    constants: mx.array,
+    step: mx.array,
+    form: mx.array,
     new_apart: bool,
-) -> list[mx.array]:
-    """Mixed and stats, over the rows that each split of the kernel takes; `new_apart` gives the new row to the last."""
+) -> mx.array:
+    """Parts, over the rows that each split of the kernel takes; `new_apart` gives the new row to the last."""
     kv_heads, capacity, dim = keys.shape[1:]
     cut = plan(backend(), queries.shape[0], keys)
+    state = step[:4].astype(mx.int32)
     main, ring = mx.arange(capacity), mx.arange(recent.shape[2])
     seen = mx.concatenate([(main >= state[2]) & (main < state[0]), (ring >= state[3]) & (ring <= state[1])])
     number = mx.concatenate([main - state[2], state[0] - state[2] + ring - state[3]])
@@ -153,14 +146,13 @@ def _splits(
     # What lies beyond the rows in use may be anything, NaN too.
     all_keys, all_values = (
         mx.where(seen[:, None], mx.concatenate([rows[0], part], axis=1).astype(mx.float32) * scale, 0.0)
-        for rows, part, scale in zip((keys, values), recent, kv_scales[:2], strict=True)
+        for rows, part, scale in zip((keys, values), recent, form[6:8], strict=True)
     )
-    scores = (queries.reshape(kv_heads, -1, dim) * constants[1]) @ all_keys.swapaxes(1, 2)
+    scores = (queries.reshape(kv_heads, -1, dim) * form[1]) @ all_keys.swapaxes(1, 2)
     scores = mx.where(mine, scores, LOWEST)
     top = scores.max(axis=-1, keepdims=True)
     weights = mx.where(mine, mx.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     mixed = (weights @ all_values) / mx.where(total > 0, total, 1.0)
     stats = mx.concatenate([top, total], axis=-1)
-    shape = (cut.splits, queries.shape[0])
-    return [mixed.reshape(*shape, dim), stats.reshape(*shape, 2)]
+    return mx.concatenate([mixed.reshape(-1), stats.reshape(-1)])

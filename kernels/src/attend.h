@@ -1,26 +1,30 @@
 // One query row against cached rows: the parts that attend_decode and attend_shared have in common.
 
-// How heads are normed and rotated: `pairs` rotated pairs, of neighbours or of halves.
-struct attend_form {
+// How heads are normed and rotated: `pairs` rotated pairs, of neighbours or of halves. `rotation` holds the cosines of
+// all pairs, then their sines; `weights` those of the queries' norm, then of the keys'.
+struct attend_turning {
   uint pairs;
   bool neighbours;
   bool normed;
   bool rotate_first;
   float eps;
+  const device float* rotation;
+  const device float* weights;
 };
 
-inline attend_form attend_form_of(int rows, int columns, bool normed, const device float* constants) {
-  attend_form form;
-  form.neighbours = columns == 2;
-  form.pairs = uint(form.neighbours ? rows : columns);
-  form.normed = normed;
-  form.rotate_first = constants[2] != 0.0f;
-  form.eps = constants[0];
-  return form;
+inline attend_turning attend_turning_of(const device float* step, const device float* form) {
+  attend_turning turning;
+  turning.eps = form[0];
+  turning.rotate_first = form[2] != 0.0f;
+  turning.normed = form[3] != 0.0f;
+  turning.pairs = uint(form[4]);
+  turning.neighbours = form[5] != 0.0f;
+  turning.rotation = step + 8;
+  turning.weights = form + 8;
+  return turning;
 }
 
-template <int D, typename W>
-inline void attend_norm(thread float* value, const device W* weight, float eps, uint lane) {
+template <int D> inline void attend_norm(thread float* value, const device float* weight, float eps, uint lane) {
   float squares = 0.0f;
 #pragma unroll
   for (int j = 0; j < (D + 31) / 32; j++) squares += value[j] * value[j];
@@ -28,14 +32,14 @@ inline void attend_norm(thread float* value, const device W* weight, float eps, 
 #pragma unroll
   for (int j = 0; j < (D + 31) / 32; j++) {
     uint i = lane + 32u * uint(j);
-    if (i < uint(D)) value[j] *= inverse * float(weight[i]);
+    if (i < uint(D)) value[j] *= inverse * weight[i];
   }
 }
 
 // Norm and rotate one head, by one simdgroup, and leave it times `factor` in threadgroup memory.
-template <int D, typename W>
-inline void attend_turn(const device float* from, const device W* weight, const device float* rotation,
-                        attend_form form, float factor, TG(float) to, uint lane) {
+template <int D>
+inline void attend_turn(const device float* from, const device float* weight, attend_turning turning, float factor,
+                        TG(float) to, uint lane) {
   constexpr int EACH = (D + 31) / 32;
   float value[EACH];
 #pragma unroll
@@ -43,7 +47,7 @@ inline void attend_turn(const device float* from, const device W* weight, const 
     uint i = lane + 32u * uint(j);
     value[j] = i < uint(D) ? from[i] : 0.0f;
   }
-  if (form.normed && !form.rotate_first) attend_norm<D>(value, weight, form.eps, lane);
+  if (turning.normed && !turning.rotate_first) attend_norm<D>(value, weight, turning.eps, lane);
 #pragma unroll
   for (int j = 0; j < EACH; j++)
     if (lane + 32u * uint(j) < uint(D)) to[lane + 32u * uint(j)] = value[j];
@@ -51,16 +55,15 @@ inline void attend_turn(const device float* from, const device W* weight, const 
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
     uint i = lane + 32u * uint(j);
-    if (i < 2u * form.pairs) {
-      bool second = form.neighbours ? (i & 1u) != 0u : i >= form.pairs;
-      uint pair = form.neighbours ? i >> 1 : second ? i - form.pairs : i;
-      uint other = form.neighbours ? i ^ 1u : second ? pair : i + form.pairs;
-      float cosine = rotation[form.neighbours ? 2u * pair : pair];
-      float sine = rotation[form.neighbours ? 2u * pair + 1u : form.pairs + pair];
+    if (i < 2u * turning.pairs) {
+      bool second = turning.neighbours ? (i & 1u) != 0u : i >= turning.pairs;
+      uint pair = turning.neighbours ? i >> 1 : second ? i - turning.pairs : i;
+      uint other = turning.neighbours ? i ^ 1u : second ? pair : i + turning.pairs;
+      float cosine = turning.rotation[pair], sine = turning.rotation[turning.pairs + pair];
       value[j] = value[j] * cosine + (second ? sine : -sine) * to[other];
     }
   }
-  if (form.normed && form.rotate_first) attend_norm<D>(value, weight, form.eps, lane);
+  if (turning.normed && turning.rotate_first) attend_norm<D>(value, weight, turning.eps, lane);
   simdgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
   for (int j = 0; j < EACH; j++)
@@ -79,15 +82,16 @@ template <typename U> struct attend_rows {
 
 template <int D, typename U>
 inline attend_rows<U> attend_seen(const device U* keys, const device U* values, const device U* ring,
-                                  const device int* state, uint head, uint heads, uint capacity, uint ring_rows) {
+                                  const device float* step, uint head, uint heads, uint capacity, uint ring_rows) {
   attend_rows<U> rows;
-  uint buffer = (head * capacity + uint(state[2])) * D, around = (head * ring_rows + uint(state[3])) * D;
+  const uint first = uint(step[2]), first_around = uint(step[3]);
+  uint buffer = (head * capacity + first) * D, around = (head * ring_rows + first_around) * D;
   rows.keys = keys + buffer;
   rows.values = values + buffer;
   rows.ring_keys = ring + around;
   rows.ring_values = ring + heads * ring_rows * D + around;
-  rows.kept = uint(state[0] - state[2]);
-  rows.count = rows.kept + uint(state[1] - state[3]);
+  rows.kept = uint(step[0]) - first;
+  rows.count = rows.kept + uint(step[1]) - first_around;
   return rows;
 }
 
@@ -219,4 +223,14 @@ inline attend_whole attend_join(TG(float) mixed, TG(float) top, TG(float) total,
   }
   whole.mixed = whole.total > 0.0f ? whole.mixed / whole.total : 0.0f;
   return whole;
+}
+
+// Put one feature of one head into `parts`: [S, H, D] of mixed, then [S, H, 2] of statistics; `to` is in [S H].
+template <int D>
+inline void attend_put(device float* parts, attend_whole whole, float value_scale, uint to, uint all, uint feature) {
+  parts[to * uint(D) + feature] = whole.mixed * value_scale;
+  if (feature == 0u) {
+    parts[all * uint(D) + 2u * to] = whole.top;
+    parts[all * uint(D) + 2u * to + 1u] = whole.total;
+  }
 }

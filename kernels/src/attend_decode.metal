@@ -13,19 +13,19 @@ const uint kv_head = threadgroup_position_in_grid.y, kv_heads = keys_shape[1];
 const uint first = threadgroup_position_in_grid.z * HEADS;
 const uint ring_rows = recent_shape[2], heads = qkv_shape[0] / uint(D) - 2u * kv_heads, group = heads / kv_heads;
 const bool adds = split + 1u == splits;
-const float key_scale = kv_scales[0], value_scale = kv_scales[1];
+const float key_scale = form[6], value_scale = form[7];
 
-const attend_form form = attend_form_of(rotation_shape[0], rotation_shape[1], q_norm_shape[0] == D, constants);
+const attend_turning turning = attend_turning_of(step, form);
 for (uint h = simdgroup; h < HEADS + (adds ? 1u : 0u); h += SIMDGROUPS) {
   if (h < HEADS) {
     uint head = first + h < group ? first + h : group - 1u;
-    attend_turn<D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * key_scale,
-                   &turned[h][0], lane);
+    attend_turn<D>(qkv + (kv_head * group + head) * D, turning.weights, turning, form[1] * key_scale, &turned[h][0],
+                   lane);
   } else {
-    attend_turn<D>(qkv + (heads + kv_head) * D, k_norm, rotation, form, 1.0f, &turned[h][0], lane);
+    attend_turn<D>(qkv + (heads + kv_head) * D, turning.weights + D, turning, 1.0f, &turned[h][0], lane);
   }
 }
-const uint words = ring_rows * D * sizeof(recent[0]) / 4u, at_row = uint(state[1]);
+const uint words = ring_rows * D * sizeof(recent[0]) / 4u, at_row = uint(step[1]);
 if (first == 0u) {
   const uint width = D * sizeof(recent[0]) / 4u;
   for (uint i = split * THREADS + index; i < 2u * words; i += splits * THREADS) {
@@ -54,7 +54,7 @@ attend_share<E, HEADS> share;
 attend_begin<LANES>(share, &turned[0][0], lane);
 if (adds && simdgroup + 1u == SIMDGROUPS)
   attend_first<LANES, TWINS>(share, &turned[HEADS][0], &turned[HEADS + 1][0], lane);
-const auto rows = attend_seen<D>(keys, values, recent, state, kv_head, kv_heads, keys_shape[2], ring_rows);
+const auto rows = attend_seen<D>(keys, values, recent, step, kv_head, kv_heads, keys_shape[2], ring_rows);
 for (uint at = (split * SIMDGROUPS + simdgroup) * BLOCK; at < rows.count; at += splits * SIMDGROUPS * BLOCK)
   attend_block<LANES, STEPS>(share, rows, at, lane);
 attend_leave<LANES, TWINS>(share, &mixes[simdgroup][0], &tops[simdgroup][0], &totals[simdgroup][0], lane);
@@ -64,10 +64,6 @@ for (uint cell = index; cell < HEADS * D; cell += THREADS) {
   uint head = first + cell / D, to = split * heads + kv_head * group + head;
   if (head < group) {
     const auto whole = attend_join<SIMDGROUPS, HEADS, D>(&mixes[0][0], &tops[0][0], &totals[0][0], cell);
-    mixed[to * D + cell % D] = whole.mixed * value_scale;
-    if (cell % D == 0u) {
-      stats[2u * to] = whole.top;
-      stats[2u * to + 1u] = whole.total;
-    }
+    attend_put<D>(parts, whole, value_scale, to, splits * heads, cell % D);
   }
 }

@@ -12,17 +12,16 @@ const uint kv_head = threadgroup_position_in_grid.y, kv_heads = keys_shape[1];
 const uint first = threadgroup_position_in_grid.z * HEADS;
 const uint heads = qkv_shape[0] / uint(D), group = heads / kv_heads;
 
-const attend_form form = attend_form_of(rotation_shape[0], rotation_shape[1], q_norm_shape[0] == D, constants);
+const attend_turning turning = attend_turning_of(step, form);
 for (uint h = simdgroup; h < HEADS; h += SIMDGROUPS) {
   uint head = first + h < group ? first + h : group - 1u;
-  attend_turn<D>(qkv + (kv_head * group + head) * D, q_norm, rotation, form, constants[1] * kv_scales[0],
-                 &turned[h][0], lane);
+  attend_turn<D>(qkv + (kv_head * group + head) * D, turning.weights, turning, form[1] * form[6], &turned[h][0], lane);
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
 attend_share<E, HEADS> share;
 attend_begin<LANES>(share, &turned[0][0], lane);
-auto rows = attend_seen<D>(keys, values, recent, state, kv_head, kv_heads, keys_shape[2], recent_shape[2]);
+auto rows = attend_seen<D>(keys, values, recent, step, kv_head, kv_heads, keys_shape[2], recent_shape[2]);
 rows.count += 1u;
 for (uint at = (split * SIMDGROUPS + simdgroup) * BLOCK; at < rows.count; at += splits * SIMDGROUPS * BLOCK)
   attend_block<LANES, STEPS>(share, rows, at, lane);
@@ -33,10 +32,6 @@ for (uint cell = thread_index_in_threadgroup; cell < HEADS * D; cell += THREADS)
   uint head = first + cell / D, to = split * heads + kv_head * group + head;
   if (head < group) {
     const auto whole = attend_join<SIMDGROUPS, HEADS, D>(&mixes[0][0], &tops[0][0], &totals[0][0], cell);
-    mixed[to * D + cell % D] = whole.mixed * kv_scales[1];
-    if (cell % D == 0u) {
-      stats[2u * to] = whole.top;
-      stats[2u * to + 1u] = whole.total;
-    }
+    attend_put<D>(parts, whole, form[7], to, splits * heads, cell % D);
   }
 }
