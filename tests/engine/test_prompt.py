@@ -40,7 +40,7 @@ def test_a_system_message_opens_too_and_raw_text_has_no_frame(tiny_model: russet
     assert with_system is not None and raw.segments is not None
     opening = "<|im_start|>system\nBe kind.<|im_end|>\n" + OPENING
     assert text_of(tiny_model, with_system.preamble).startswith(opening)
-    assert text_of(tiny_model, raw.tokens) == "".join(("".join(part) for part in PARTS.texts()))
+    assert text_of(tiny_model, raw.tokens) == "".join("".join(part) for part in PARTS.texts())
     assert raw.tail == 1
 
 
