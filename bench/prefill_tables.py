@@ -77,7 +77,7 @@ def notes(report: PrefillReport) -> list[str]:
         for name in report.strategies:
             found = task.summary(name)
             if found.fell_back:
-                lines.append(f"{task.name}, {name}: exact prefill in {found.fell_back} rows ({found.note}).")
+                lines.append(f"{task.name}, {name}: exact prefill in {found.fell_back} rows ({found.note.rstrip('.')}).")
     if report.interrupted:
         lines.append("Interrupted: what was finished is shown.")
     return lines

@@ -197,7 +197,7 @@ def test_a_summary_compares_row_by_row() -> None:
 def test_a_report_survives_json_and_says_what_it_left_out(
     tiny_model, report: PrefillReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [Contender("exact", Fake("e", [])), Contender("a", Fake("a", [], "too short"))]
+    found = [Contender("exact", Fake("e", [])), Contender("a", Fake("a", [], "too short."))]
     fill(report, tiny_model, Plan((Words("one", 3, long=0),), Path(), 3), found)
     report.environment = prefill.environment()
     path = tmp_path / "out.json"
