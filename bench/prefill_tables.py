@@ -77,7 +77,8 @@ def notes(report: PrefillReport) -> list[str]:
         for name in report.strategies:
             found = task.summary(name)
             if found.fell_back:
-                lines.append(f"{task.name}, {name}: exact prefill in {found.fell_back} rows ({found.note.rstrip('.')}).")
+                reason = found.note.rstrip(".")
+                lines.append(f"{task.name}, {name}: exact prefill in {found.fell_back} rows ({reason}).")
     if report.interrupted:
         lines.append("Interrupted: what was finished is shown.")
     return lines
