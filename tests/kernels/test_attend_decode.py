@@ -41,7 +41,7 @@ CASES = {
     "full ring": (replace(BASE, kept=96, recent=RECENT - 1), F16),
     "window": (replace(BASE, kept=90, first=61, recent=9, first_recent=0), F16),
     "window inside the ring": (replace(BASE, kept=70, first=70, recent=30, first_recent=13), F16),
-    "several splits": (replace(BASE, kv_heads=2, heads=2, dim=128, capacity=400, kept=391), F16),
+    "several splits": (replace(BASE, kv_heads=2, heads=2, dim=128, capacity=400, kept=391), BF16),
     "several splits, few rows": (replace(BASE, capacity=1100, kept=20), F16),
 }
 
