@@ -78,10 +78,16 @@ class Slot:
             return None
         if self.window is not None and not rows.in_ring:
             self._drop_unseen(position)
-        keys, values, ring = rows.open_ring()
+        return RingView(*rows.open_ring(), self.ring_state(position))
+
+    def ring_state(self, position: int) -> tuple[int, int, int, int]:
+        """What `RingView.state` is for a query at `position`."""
+        rows = self.rows
         kept = rows.length - rows.in_ring
-        unseen = 0 if self.window is None else max(0, position - self.window + 1 - self.first)
-        return RingView(keys, values, ring, (kept, rows.in_ring, min(unseen, kept), max(0, unseen - kept)))
+        if self.window is None:
+            return kept, rows.in_ring, 0, 0
+        unseen = max(0, position - self.window + 1 - self.first)
+        return kept, rows.in_ring, min(unseen, kept), max(0, unseen - kept)
 
     def close_ring(self, ring: mx.array, position: int) -> None:
         """Take the ring back with the row of `position` in it."""

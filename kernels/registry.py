@@ -6,13 +6,31 @@ from russet.kernels.base import Kernel
 
 
 def kernels() -> tuple[Kernel, ...]:
+    """Operations that are made to measure, such as the matrix-vector kernels, in one form each."""
+    import mlx.core as mx
+
     from russet.kernels.attend_decode import ATTEND_DECODE, ATTEND_SHARED
+    from russet.kernels.embed_row import embed_row
+    from russet.kernels.norm_matvec import norm_matvec
+    from russet.kernels.packed import Format
     from russet.kernels.q2_matvec import LANES, TILES
+    from russet.kernels.residual_matvec import merge_matvec, residual_matvec
     from russet.kernels.row_importance import ROWS, STATS
+    from russet.kernels.sheet import Form
     from russet.kernels.sigmoid_attention import DECODE, PREFILL
     from russet.kernels.sparse_ffn import DOWN, gate_up
 
+    def form(k: int, gains: int) -> Form:
+        return Form(k, Format(4, 64, False), mx.float16, gains=gains)
+
     return (
+        embed_row(form(384, 0), 1.0),
+        norm_matvec(form(384, 1), 1e-5),
+        norm_matvec(form(384, 1), 1e-5, "silu"),
+        norm_matvec(form(384, 2), 1e-5),
+        norm_matvec(form(384, 2), 1e-5, "gelu_tanh"),
+        merge_matvec(form(384, 0), True, 6),
+        residual_matvec(form(384, 0), True),
         LANES,
         TILES,
         PREFILL,

@@ -18,6 +18,7 @@ from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.fused import FusedStep, make_fused
 from russet.models.linear import Branches, Embedding, Linear
 from russet.models.rope import Positions, Rotary, Rotate
+from russet.models.sparse_ffn import StepFFN
 
 Norm = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
@@ -59,6 +60,7 @@ class Block:
         kv_scales: tuple[mx.array, mx.array] | None = None,
         post_attn_norm: Norm | None = None,
         post_ffn_norm: Norm | None = None,
+        step_ffn: StepFFN | None = None,
     ) -> None:
         self.index = index
         self.spec = spec
@@ -77,6 +79,7 @@ class Block:
         self.kv_scales = kv_scales
         self.post_attn_norm = post_attn_norm
         self.post_ffn_norm = post_ffn_norm
+        self.step_ffn = step_ffn
 
     def __call__(
         self,
@@ -97,6 +100,8 @@ class Block:
         if last == 0:
             return h
         h = self._add(h, self._attention(queries, positions, cache), self.out, self.post_attn_norm)
+        if self.step_ffn is not None and self.step_ffn.takes(h.shape[0] * h.shape[1]):
+            return self.step_ffn(h)
         gated = self.gate(*self.gate_up(self.ffn_norm(h)))
         return self._add(h, gated, self.down, self.post_ffn_norm)
 

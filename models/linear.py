@@ -14,6 +14,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from russet.models.expansion import FEWEST_ROWS, pays
 
 @dataclass(frozen=True, slots=True)
 class Affine:
@@ -30,8 +31,19 @@ class Affine:
         dense = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
         return dense.astype(dtype)
 
+    def multiply(self, x: mx.array) -> mx.array:
+        """x times its transpose, without expanding it."""
+        return mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, self.group_size, self.bits)
+
     def rows(self, index: mx.array) -> Affine:
         return Affine(self.weight[index], self.scales[index], self.biases[index], self.group_size, self.bits)
+
+    def first(self, count: int) -> Affine:
+        return Affine(self.weight[:count], self.scales[:count], self.biases[:count], self.group_size, self.bits)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.weight, self.scales, self.biases]
 
 
 Weight = mx.array | Affine
@@ -73,13 +85,17 @@ class Dense:
             return mx.addmm(residual, x, self.transposed)
         return residual + self(x)
 
+    def adopt(self, weight: mx.array) -> None:
+        """Go on with the same weight, kept in other memory."""
+        self.weight, self.transposed = weight, weight.T
+
     @property
     def arrays(self) -> list[mx.array]:
         return [self.transposed] if self.bias is None else [self.transposed, self.bias]
 
 
 class Quantized:
-    """A linear map whose weights stay packed."""
+    """A linear map whose weights stay packed; many rows go through a dense matrix that lives for one product."""
 
     __slots__ = ("affine", "bias")
 
@@ -88,17 +104,30 @@ class Quantized:
         self.bias = bias
 
     def __call__(self, x: mx.array) -> mx.array:
-        w = self.affine
-        y = mx.quantized_matmul(x, w.weight, w.scales, w.biases, True, w.group_size, w.bits)
+        if (dense := self._dense(x)) is not None:
+            return dense(x)
+        y = self.affine.multiply(x)
         return y if self.bias is None else y + self.bias
 
     def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        if (dense := self._dense(x)) is not None:
+            return dense.add_to(residual, x)
         return residual + self(x)
+
+    def _dense(self, x: mx.array) -> Dense | None:
+        """Its expanded form, where x has so many rows that expanding pays."""
+        rows = x.size // x.shape[-1]
+        if rows < FEWEST_ROWS or not pays(self.affine, rows, x.dtype):
+            return None
+        return Dense(self.affine.expand(x.dtype), self.bias)
+
+    def adopt(self, weight: Affine) -> None:
+        """Go on with the same weight, kept in other memory."""
+        self.affine = weight
 
     @property
     def arrays(self) -> list[mx.array]:
-        packed = [self.affine.weight, self.affine.scales, self.affine.biases]
-        return packed if self.bias is None else [*packed, self.bias]
+        return self.affine.arrays if self.bias is None else [*self.affine.arrays, self.bias]
 
 
 def linear(weight: Weight, bias: mx.array | None = None) -> Linear:

@@ -19,8 +19,10 @@ from russet.models.config import DecoderConfig
 from russet.models.config_file import read_config
 from russet.models.decoder import Block, Decoder, Norm
 from russet.models.families import family_of, read_decoder
-from russet.models.linear import Branches, Embedding, Weight, branches, linear
+from russet.models.linear import Branches, Embedding, Linear, Weight, branches, linear
 from russet.models.norm import RMSNorm
+from russet.models.sparse_ffn import down_projection, step_ffn
+from russet.models.sparsity import Sparsity, read_sparsity
 from russet.models.weights import Weights, WeightSource
 
 _logger = logging.getLogger("russet")
@@ -41,7 +43,8 @@ def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:
     decoder_config = read_decoder(config)
     weights = Weights(folder, config, family_of(config).names(decoder_config), decoder_config)
     compute = _dtype(dtype, weights)
-    builder = Builder(decoder_config, weights, compute, expand=_expand(weights, compute))
+    sparsity = read_sparsity(config, len(decoder_config.layers))
+    builder = Builder(decoder_config, weights, compute, expand=_expand(weights, compute), sparsity=sparsity)
     decoder = builder.build()
     decoder.source = folder
     return decoder
@@ -70,11 +73,19 @@ def _expand(weights: Weights, dtype: mx.Dtype) -> bool:
 class Builder:
     """Turns named tensors into blocks, a few layers at a time, so that their source can be freed after them."""
 
-    def __init__(self, config: DecoderConfig, weights: WeightSource, dtype: mx.Dtype, expand: bool) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: WeightSource,
+        dtype: mx.Dtype,
+        expand: bool,
+        sparsity: Sparsity | None = None,
+    ) -> None:
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.expand = expand
+        self.sparsity = sparsity or Sparsity()
 
     def build(self) -> Decoder:
         config = self.config
@@ -100,6 +111,10 @@ class Builder:
         role = f"layers.{i}."
         owns = spec.kv_source is None
         has_scales = owns and config.quantized_kv
+        ffn_norm, gate_up = self._norm(role + "ffn_norm"), self._gate_up(i)
+        threshold = self.sparsity.threshold(i)
+        sparse = (spec.activation == "relu" or threshold > 0) and not (config.ffn_bias or config.post_norms)
+        down = self._down(role + "down", sparse)
         return Block(
             i,
             spec,
@@ -108,10 +123,11 @@ class Builder:
             project=self._queries_keys_values(i) if owns else self._branches([role + "q"]),
             attend=attention(spec, on_gpu()),
             out=linear(self._weight(role + "o"), self._bias(role + "o", config.out_bias)),
-            ffn_norm=self._norm(role + "ffn_norm"),
-            gate_up=self._gate_up(i),
+            ffn_norm=ffn_norm,
+            gate_up=gate_up,
             gate=gated(spec.activation, compiled=on_gpu()),
-            down=linear(self._weight(role + "down"), self._bias(role + "down", config.ffn_bias)),
+            down=down,
+            step_ffn=step_ffn(ffn_norm, gate_up, down, spec.activation, threshold) if sparse else None,
             q_norm=self._norm(role + "q_norm") if config.qk_norm != "none" else None,
             k_norm=self._norm(role + "k_norm") if config.qk_norm != "none" and owns else None,
             rotate_first=config.qk_norm == "after_rope",
@@ -119,6 +135,10 @@ class Builder:
             post_attn_norm=self._norm(role + "post_attn_norm") if config.post_norms else None,
             post_ffn_norm=self._norm(role + "post_ffn_norm") if config.post_norms else None,
         )
+
+    def _down(self, role: str, sparse: bool) -> Linear:
+        bias = self._bias(role, self.config.ffn_bias)
+        return down_projection(self._weight(role), bias, self.sparsity.neuron_major, sparse)
 
     def _queries_keys_values(self, i: int) -> Branches:
         spec = self.config.layers[i]

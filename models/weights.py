@@ -13,6 +13,7 @@ from russet.models.linear import Affine, Weight
 from russet.models.safetensors_file import open_safetensors
 from russet.models.shapes import Shape, expected_shapes, parameter_count
 from russet.models.shards import shards
+from russet.models.sparsity import read_sparsity
 
 
 class WeightSource(Protocol):
@@ -42,6 +43,8 @@ class Weights:
         self.parameters = parameter_count(decoder, roles)
         self._roles = roles
         self._shapes = expected_shapes(decoder)
+        if read_sparsity(config, len(decoder.layers)).neuron_major:
+            self._shapes |= {role: shape[::-1] for role, shape in self._shapes.items() if role.endswith(".down")}
         self._quantization = _quantization(config)
         self._tensors: dict[str, mx.array] = {}
         self._taken: list[mx.array] = []

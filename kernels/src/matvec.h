@@ -1,10 +1,12 @@
 // Dot products of packed weight rows with float values, a chunk of consecutive weights at a time.
 // Needs a prelude, and after it the types that MLX names on both back-ends.
 
-// BITS a weight: 32 and 16 for dense rows, 8, 4 and 2 for MLX's affine packing. A lane takes CHUNK weights at once, in
-// WORDS words; all of them are in one group.
+// BITS a weight: 32 and 16 for dense rows, 8, 4 and 2 for MLX's affine packing. A lane takes CHUNK weights of a row at
+// once, in WORDS words; all of them are in one group. The input under a simdgroup's chunks, BLOCK numbers, waits in
+// threadgroup memory, PITCH numbers a lane, so that lanes read four numbers at once from different banks.
 template <int BITS> struct packing {
-  enum { CHUNK = BITS == 32 ? 4 : BITS == 16 ? 8 : BITS == 8 ? 16 : 32, WORDS = CHUNK * BITS / 32 };
+  enum { CHUNK = BITS == 32 ? 8 : BITS == 16 ? 16 : 32, WORDS = CHUNK * BITS / 32, RUN = WORDS < 4 ? WORDS : 4 };
+  enum { BLOCK = 32 * CHUNK, PITCH = CHUNK + 4 };
 };
 
 template <typename T> struct number {};
@@ -39,6 +41,14 @@ template <typename T, int COUNT> inline void load_values(const device T* from, t
   }
 }
 
+// Four numbers in one load.
+template <typename T> inline void load_four(const device T* from, thread float* value) {
+  word_run<4 / number<T>::per_word> run;
+  load_words((const device uint*)from, run);
+#pragma unroll
+  for (int i = 0; i < 4 / number<T>::per_word; i++) number<T>::widen(run.word[i], value + i * number<T>::per_word);
+}
+
 // The word's weight j as 1 + q / 2^BITS: its bits go to the top of a mantissa, which needs no conversion.
 template <int BITS> inline float raised(uint word, int j) {
   const int up = 23 - BITS - BITS * j;
@@ -46,66 +56,96 @@ template <int BITS> inline float raised(uint word, int j) {
   return as_type<float>(((up >= 0 ? word << (up >= 0 ? up : 0) : word >> (up >= 0 ? 0 : -up)) & mask) | 0x3F800000u);
 }
 
-// A chunk of weights times x[CHUNK], whose sum is `total`, where w = scale q + offset.
-template <typename T, int BITS> struct packed {
-  static inline float dot(thread const word_run<packing<BITS>::WORDS>& run, thread const float* x, float total,
-                          float scale, float offset) {
-    const int per_word = 32 / BITS;
+// Where the parts of a sheet of N rows begin, in words.
+struct sheet_parts {
+  uint scales, offsets, bias, gain, second_gain;
+};
+template <typename T> inline uint sheet_words(uint numbers) { return (numbers * uint(sizeof(T)) + 15u) / 16u * 4u; }
+template <typename T, int BITS, int G, int BALANCED, int BIAS> inline sheet_parts sheet_of(uint n, uint k) {
+  const uint groups = BITS < 16 ? sheet_words<T>(n * (G == 0 ? 1u : k / uint(G == 0 ? 1 : G))) : 0u;
+  sheet_parts parts;
+  parts.scales = (n * (k * uint(BITS) / 32u) + 3u) / 4u * 4u;
+  parts.offsets = parts.scales + groups;
+  parts.bias = parts.offsets + (BALANCED ? 0u : groups);
+  parts.gain = parts.bias + (BIAS ? sheet_words<T>(n) : 0u);
+  parts.second_gain = parts.gain + sheet_words<T>(k);
+  return parts;
+}
+
+// A lane's chunks of COUNT rows, as read.
+template <int BITS, int COUNT> struct chunk_rows {
+  word_run<packing<BITS>::RUN> run[COUNT][packing<BITS>::WORDS / packing<BITS>::RUN];
+  float scale[COUNT], offset[COUNT];
+};
+
+// Read chunk `at` of COUNT rows of w [N, K], or the last one if that is past the end. G weights share a scale and an
+// offset, with G of 0 a whole row does; BALANCED weights are (q - 1.5) scale and have no offsets, dense ones no scales.
+template <typename T, int BITS, int G, int BALANCED, int COUNT>
+inline void fetch(const device uint* w, const device T* scales, const device T* offsets, uint k, uint at,
+                  thread const uint* row, thread chunk_rows<BITS, COUNT>& rows) {
+  constexpr int RUN = packing<BITS>::RUN, WORDS = packing<BITS>::WORDS;
+  const uint last = k / uint(packing<BITS>::CHUNK) - 1u;
+  at = at < last ? at : last;
+#pragma unroll
+  for (int o = 0; o < COUNT; o++) {
+    const device uint* from = w + row[o] * (k * uint(BITS) / 32u) + at * uint(WORDS);
+#pragma unroll
+    for (int i = 0; i < WORDS / RUN; i++) load_words(from + i * RUN, rows.run[o][i]);
+    if (BITS < 16) {
+      const uint size = G == 0 ? k : uint(G), group = row[o] * (k / size) + at * uint(packing<BITS>::CHUNK) / size;
+      rows.scale[o] = float(scales[group]);
+      rows.offset[o] = BALANCED ? -1.5f * rows.scale[o] : float(offsets[group]);
+    }
+  }
+}
+
+// How a word of weights meets the numbers above it; w = scale q + offset, `total` is the sum of x over the chunk.
+template <typename T, int BITS> struct word_of {
+  static inline float dot(uint word, thread const float* x) {
     float product = 0.0f;
 #pragma unroll
-    for (int i = 0; i < packing<BITS>::WORDS; i++)
-#pragma unroll
-      for (int j = 0; j < per_word; j++) product += raised<BITS>(run.word[i], j) * x[i * per_word + j];
+    for (int j = 0; j < 32 / BITS; j++) product += raised<BITS>(word, j) * x[j];
+    return product;
+  }
+  static inline float finish(float product, float total, float scale, float offset) {
     return scale * (float(1 << BITS) * (product - total)) + offset * total;
   }
 };
-
-template <typename T> struct dense {
-  static inline float dot(thread const word_run<4>& run, thread const float* x) {
-    float product = 0.0f;
+template <typename T> struct dense_word {
+  static inline float dot(uint word, thread const float* x) {
+    float value[2], product = 0.0f;
+    number<T>::widen(word, value);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float value[2];
-      number<T>::widen(run.word[i], value);
-#pragma unroll
-      for (int j = 0; j < number<T>::per_word; j++) product += value[j] * x[i * number<T>::per_word + j];
-    }
+    for (int j = 0; j < number<T>::per_word; j++) product += value[j] * x[j];
     return product;
   }
+  static inline float finish(float product, float, float, float) { return product; }
 };
-template <typename T> struct packed<T, 16> {
-  static inline float dot(thread const word_run<4>& run, thread const float* x, float, float, float) {
-    return dense<T>::dot(run, x);
-  }
-};
-template <typename T> struct packed<T, 32> {
-  static inline float dot(thread const word_run<4>& run, thread const float* x, float, float, float) {
-    return dense<T>::dot(run, x);
-  }
-};
+template <typename T> struct word_of<T, 16> : dense_word<T> {};
+template <typename T> struct word_of<T, 32> : dense_word<T> {};
 
-// Chunk `at` of COUNT rows of w [N, K] times x[CHUNK], added to sum[COUNT]. G weights share a scale and an offset, with
-// G of 0 a whole row does; BALANCED weights are (q - 1.5) scale and have no offsets, dense ones no scales either.
-template <typename T, int BITS, int G, int BALANCED, int COUNT>
-inline void add_products(const device uint* w, const device T* scales, const device T* offsets, uint k, uint at,
-                         thread const uint* row, thread const float* x, thread float* sum) {
-  word_run<packing<BITS>::WORDS> run[COUNT];
-  float scale[COUNT], offset[COUNT];
+// Add the products of a lane's chunks with the numbers that wait for the lane.
+template <typename T, int BITS, int COUNT>
+inline void multiply(thread const chunk_rows<BITS, COUNT>& rows, TG(float) waiting, thread float* sum) {
+  constexpr int CHUNK = packing<BITS>::CHUNK, RUN = packing<BITS>::RUN;
+  float x[CHUNK], total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += 4) {
+    const float4 four = *(TG(float4))(waiting + i);
+    x[i] = four.x; x[i + 1] = four.y; x[i + 2] = four.z; x[i + 3] = four.w;
+  }
+  if (BITS < 16) {
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) total += x[i];
+  }
 #pragma unroll
   for (int o = 0; o < COUNT; o++) {
-    load_words(w + row[o] * (k * uint(BITS) / 32u) + at * uint(packing<BITS>::WORDS), run[o]);
-    scale[o] = offset[o] = 0.0f;
-    if (BITS < 16) {
-      const uint size = G == 0 ? k : uint(G), group = row[o] * (k / size) + at * uint(packing<BITS>::CHUNK) / size;
-      scale[o] = float(scales[group]);
-      offset[o] = BALANCED ? -1.5f * scale[o] : float(offsets[group]);
-    }
+    float product = 0.0f;
+#pragma unroll
+    for (int i = 0; i < packing<BITS>::WORDS; i++)
+      product += word_of<T, BITS>::dot(rows.run[o][i / RUN].word[i % RUN], x + i * (32 / BITS));
+    sum[o] += word_of<T, BITS>::finish(product, total, rows.scale[o], rows.offset[o]);
   }
-  float total = 0.0f;
-#pragma unroll
-  for (int i = 0; i < packing<BITS>::CHUNK; i++) total += x[i];
-#pragma unroll
-  for (int o = 0; o < COUNT; o++) sum[o] += packed<T, BITS>::dot(run[o], x, total, scale[o], offset[o]);
 }
 
 // What is applied to a gate: 1 SiLU, 2 GELU by tanh, 3 ReLU, 4 GELU by the error function.
@@ -124,19 +164,18 @@ template <int ACT> inline float activated(float x) {
 template <typename T, int BITS, int G>
 inline void unpack(const device uint* w, const device T* scales, const device T* offsets, uint k, uint row, uint at,
                    thread float* value) {
-  const int per_word = 32 / BITS;
-  const uint size = G == 0 ? k : uint(G), group = row * (k / size) + at * uint(packing<BITS>::CHUNK) / size;
-  word_run<packing<BITS>::WORDS> run;
-  load_words(w + row * (k * uint(BITS) / 32u) + at * uint(packing<BITS>::WORDS), run);
-  const float scale = BITS < 16 ? float(scales[group]) : 1.0f, offset = BITS < 16 ? float(offsets[group]) : 0.0f;
+  constexpr int RUN = packing<BITS>::RUN, per_word = 32 / BITS;
+  chunk_rows<BITS, 1> rows;
+  fetch<T, BITS, G, 0, 1>(w, scales, offsets, k, at, &row, rows);
 #pragma unroll
   for (int i = 0; i < packing<BITS>::WORDS; i++) {
+    const uint word = rows.run[0][i / RUN].word[i % RUN];
     if (BITS >= 16) {
-      number<T>::widen(run.word[i], value + i * per_word);
+      number<T>::widen(word, value + i * per_word);
     } else {
 #pragma unroll
       for (int j = 0; j < per_word; j++)
-        value[i * per_word + j] = float(run.word[i] >> (BITS * j) & ((1u << (BITS & 15)) - 1u)) * scale + offset;
+        value[i * per_word + j] = float(word >> (BITS * j) & ((1u << (BITS & 15)) - 1u)) * rows.scale[0] + rows.offset[0];
     }
   }
 }

@@ -1,22 +1,19 @@
-// y = W x + bias, plus the residual where there is one, where x [H D] are attention's heads, merged from S parts: each
-// is mixed [S, H, D] by its own softmax, of which stats [S, H, 2] holds the largest score and the sum.
-constexpr int CHUNK = packing<BITS>::CHUNK;
-threadgroup float share[PARTS];
-const uint lane = thread_index_in_simdgroup, n = w_shape[0];
-const uint splits = mixed_shape[0], heads = mixed_shape[1], dim = mixed_shape[2], k = heads * dim;
+// y = W x + bias, plus the residual where there is one, where x [K] are attention's heads of D features, merged from
+// SPLITS parts: mixed [SPLITS, K] by a softmax each, then [SPLITS, heads, 2], the largest score and the sum of each.
+constexpr int CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
+constexpr uint BLOCK = packing<BITS>::BLOCK, THREADS = 32 * SIMDGROUPS, HEADS = K / D;
+constexpr uint BLOCKS = (uint(K) + BLOCK - 1u) / BLOCK;
+threadgroup float share[SPLITS][HEADS];
+threadgroup float4 staged[BLOCKS * 8 * PITCH];
+TG(float) waiting = (TG(float))staged;
+const uint lane = thread_index_in_simdgroup, index = thread_index_in_threadgroup, k = K, n = sheet_shape[0];
+const device uint* w = (const device uint*)sheet;
+const sheet_parts parts_at = sheet_of<T, BITS, G, BALANCED, BIAS>(sheet_shape[0], k);
+const device T* scales = (const device T*)(w + parts_at.scales);
+const device T* offsets = (const device T*)(w + parts_at.offsets);
+const device T* bias = (const device T*)(w + parts_at.bias);
 const uint first = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * OUTPUTS;
-
-for (uint head = thread_index_in_threadgroup; head < heads; head += SIMDGROUPS * 32u) {
-  float largest = stats[2u * head], total = 0.0f;
-  for (uint s = 1; s < splits; s++) largest = metal::max(largest, stats[2u * (s * heads + head)]);
-  for (uint s = 0; s < splits; s++) {
-    const uint part = s * heads + head;
-    share[part] = metal::exp(stats[2u * part] - largest) * stats[2u * part + 1u];
-    total += share[part];
-  }
-  for (uint s = 0; s < splits; s++) share[s * heads + head] /= total;
-}
-threadgroup_barrier(mem_flags::mem_threadgroup);
+const device float* stats = parts + SPLITS * K;
 
 uint row[OUTPUTS];
 float sum[OUTPUTS];
@@ -24,25 +21,53 @@ for (int o = 0; o < OUTPUTS; o++) {
   row[o] = first + o < n ? first + o : n - 1u;
   sum[o] = 0.0f;
 }
+chunk_rows<BITS, OUTPUTS> rows;
+fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, lane, row, rows);
 
-for (uint at = lane; at < k / uint(CHUNK); at += 32u) {
-  const uint head = at * uint(CHUNK) / dim;
-  float values[CHUNK];
+for (uint head = index; head < HEADS; head += THREADS) {
+  float top[SPLITS], total[SPLITS], largest, whole = 0.0f;
 #pragma unroll
-  for (int i = 0; i < CHUNK; i++) values[i] = 0.0f;
-  for (uint s = 0; s < splits; s++) {
-    float part[CHUNK];
-    load_values<float, CHUNK>(mixed + s * k + at * CHUNK, part);
-    const float weight = share[s * heads + head];
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) values[i] += weight * part[i];
+  for (int s = 0; s < SPLITS; s++) {
+    top[s] = stats[2u * (uint(s) * HEADS + head)];
+    total[s] = stats[2u * (uint(s) * HEADS + head) + 1u];
   }
-  add_products<T, BITS, G, BALANCED, OUTPUTS>((const device uint*)w, scales, offsets, k, at, row, values, sum);
+  largest = top[0];
+#pragma unroll
+  for (int s = 1; s < SPLITS; s++) largest = metal::max(largest, top[s]);
+#pragma unroll
+  for (int s = 0; s < SPLITS; s++) {
+    total[s] *= metal::exp(top[s] - largest);
+    whole += total[s];
+  }
+#pragma unroll
+  for (int s = 0; s < SPLITS; s++) share[s][head] = total[s] / whole;
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+for (uint i = index; i < BLOCKS * BLOCK; i += THREADS) {
+  float part[SPLITS], value = 0.0f;
+  if (i < k) {
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) part[s] = parts[uint(s) * k + i];
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) value += share[s][i / uint(D)] * part[s];
+  }
+  waiting[i / uint(CHUNK) * uint(PITCH) + i % uint(CHUNK)] = value;
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+
+for (uint begin = 0; begin < k; begin += BLOCK) {
+  chunk_rows<BITS, OUTPUTS> next = rows;
+  if (begin + BLOCK < k)
+    fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, (begin + BLOCK) / uint(CHUNK) + lane, row, next);
+  multiply<T, BITS, OUTPUTS>(rows, waiting + (begin / uint(CHUNK) + lane) * uint(PITCH), sum);
+  rows = next;
 }
 
 for (int o = 0; o < OUTPUTS; o++) {
   float total = simd_sum(sum[o]);
   if (BIAS) total += float(bias[row[o]]);
-  if (RESIDUAL) total += residual[row[o]];
+#ifdef RESIDUAL
+  total += residual[row[o]];
+#endif
   if (lane == 0 && first + o < n) out[first + o] = total;
 }

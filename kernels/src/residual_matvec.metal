@@ -1,7 +1,16 @@
 // y = W x + bias, plus the residual where there is one. A simdgroup makes OUTPUTS results; its lanes share K.
-constexpr int CHUNK = packing<BITS>::CHUNK;
-const uint lane = thread_index_in_simdgroup, k = x_shape[0], n = w_shape[0];
-const uint first = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * OUTPUTS;
+constexpr int CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
+constexpr uint BLOCK = packing<BITS>::BLOCK, THREADS = 32 * SIMDGROUPS;
+threadgroup float4 staged[8 * PITCH];
+TG(float) waiting = (TG(float))staged;
+const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
+const uint index = thread_index_in_threadgroup, k = x_shape[0], n = sheet_shape[0];
+const device uint* w = (const device uint*)sheet;
+const sheet_parts parts_at = sheet_of<T, BITS, G, BALANCED, BIAS>(sheet_shape[0], k);
+const device T* scales = (const device T*)(w + parts_at.scales);
+const device T* offsets = (const device T*)(w + parts_at.offsets);
+const device T* bias = (const device T*)(w + parts_at.bias);
+const uint first = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup) * OUTPUTS;
 
 uint row[OUTPUTS];
 float sum[OUTPUTS];
@@ -9,16 +18,30 @@ for (int o = 0; o < OUTPUTS; o++) {
   row[o] = first + o < n ? first + o : n - 1u;
   sum[o] = 0.0f;
 }
+chunk_rows<BITS, OUTPUTS> rows;
+fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, lane, row, rows);
 
-for (uint at = lane; at < k / uint(CHUNK); at += 32u) {
-  float values[CHUNK];
-  load_values<float, CHUNK>(x + at * CHUNK, values);
-  add_products<T, BITS, G, BALANCED, OUTPUTS>((const device uint*)w, scales, offsets, k, at, row, values, sum);
+for (uint begin = 0; begin < k; begin += BLOCK) {
+  for (uint i = 4u * index; i < BLOCK; i += 4u * THREADS) {
+    float value[4];
+    for (int j = 0; j < 4; j++) value[j] = 0.0f;
+    if (begin + i < k) load_four<float>(x + begin + i, value);
+    for (int j = 0; j < 4; j++) waiting[i / uint(CHUNK) * uint(PITCH) + i % uint(CHUNK) + uint(j)] = value[j];
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  chunk_rows<BITS, OUTPUTS> next = rows;
+  if (begin + BLOCK < k)
+    fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, (begin + BLOCK) / uint(CHUNK) + lane, row, next);
+  multiply<T, BITS, OUTPUTS>(rows, waiting + lane * uint(PITCH), sum);
+  rows = next;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 for (int o = 0; o < OUTPUTS; o++) {
   float total = simd_sum(sum[o]);
   if (BIAS) total += float(bias[row[o]]);
-  if (RESIDUAL) total += residual[row[o]];
+#ifdef RESIDUAL
+  total += residual[row[o]];
+#endif
   if (lane == 0 && first + o < n) out[first + o] = total;
 }

@@ -1,0 +1,2 @@
+// A projection that is added to a residual.
+#define RESIDUAL
