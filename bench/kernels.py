@@ -1,98 +1,124 @@
-"""What a kernel takes on this GPU beside MLX's own operation, and the bytes a second of both beside a copy's.
+"""`russet bench kernels`: what kernels take on this GPU beside MLX's own operations, and how near to a copy they come.
 
-Calls that do not depend on each other are made first and evaluated together, each with weights of its own, more than
-caches hold. The result is time a call at full load and not the latency of a lone call. What MLX spends on the host to
-launch a kernel bounds it from below: a profiler tells the GPU's own time
-(`ncu --clock-control none --metrics gpu__time_duration.sum`).
+Each group of cases has a file of its own, kernels_*.py; kernels_clock.py times them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
-import mlx.core as mx
-
-from russet.bench.stats import Summary
+from russet.bench import kernels_attention, kernels_layer, kernels_matvec, kernels_sparse
+from russet.bench.drawing import Table
+from russet.bench.environment import environment
+from russet.bench.kernels_clock import Case, Reached, Timing, copy_bytes_per_s, time_case
+from russet.bench.stats import ratio
+from russet.bench.tables import machine_line
 from russet.engine.errors import InvalidOptionError
 from russet.kernels.backend import backend
+from russet.kernels.base import mode
 
-# Larger than the last-level cache of any device in reach, so that weights come from memory.
-_WEIGHT_BYTES = 256 << 20
-_COPY_BYTES = 1 << 30
-_ROUNDS = 7
-
-Call = Callable[[], mx.array]
+SCHEMA = "russet-bench-kernels/1"
+"""Changes its number whenever a field changes its meaning or goes; docs/benchmarks.md describes it."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelTiming:
-    """Seconds a call of ours and of MLX's, in alternating rounds, and the bytes that each has to read."""
+@dataclass
+class KernelReport:
+    """Filled while the benchmark runs, so that what an interruption leaves is a report as well."""
 
-    name: str
-    ours: Summary
-    stock: Summary
-    ours_bytes: int
-    stock_bytes: int
+    environment: dict[str, Any]
     copy_bytes_per_s: float
+    timings: list[Timing] = field(default_factory=list)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    interrupted: bool = False
 
-    def line(self) -> str:
-        ours, stock = self.ours.median, self.stock.median
-        share = self.ours_bytes / ours / self.copy_bytes_per_s
-        return (
-            f"{self.name}: {ours * 1e6:.1f} us, {self.ours_bytes / ours / 1e9:.0f} GB/s ({share:.0%} of a copy's); "
-            f"MLX {stock * 1e6:.1f} us, {self.stock_bytes / stock / 1e9:.0f} GB/s"
-        )
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "started": self.started,
+            "interrupted": self.interrupted,
+            "environment": self.environment,
+            "copy_bytes_per_s": self.copy_bytes_per_s,
+            "cases": [
+                {"name": timing.name, "sides": {name: self._side(side) for name, side in timing.sides.items()}}
+                for timing in self.timings
+            ],
+        }
+
+    def _side(self, side: Reached) -> dict[str, Any]:
+        rates = {
+            "bytes_per_s": side.bytes_per_s,
+            "of_copy": side.bytes_per_s / self.copy_bytes_per_s,
+            "operations_per_s": side.operations_per_s,
+        }
+        return {**asdict(side), "seconds": side.seconds.to_dict(), **rates}
 
 
-def q2_matvec_timing(n: int, k: int, rows: int, group: int, dtype: mx.Dtype = mx.float16) -> KernelTiming:
-    """Time x [rows, k] times 2-bit w [n, k] against quantized_matmul with the same group (128 for group 0).
+def all_cases() -> list[Case]:
+    groups = (kernels_matvec, kernels_layer, kernels_sparse, kernels_attention)
+    return [case for group in groups for case in group.cases()]
 
-    Raises InvalidOptionError where MLX has no GPU.
-    """
+
+def chosen_cases(only: Sequence[str]) -> list[Case]:
+    """The cases whose names hold one of the texts, or all. Raises InvalidOptionError for a text that none holds."""
+    cases = all_cases()
+    for text in only:
+        if not any(text in case.name for case in cases):
+            groups = dict.fromkeys(case.name.split()[0] for case in cases)
+            raise InvalidOptionError(f"No case is named like {text!r}; names begin with {', '.join(groups)}.")
+    return [case for case in cases if not only or any(text in case.name for text in only)]
+
+
+def new_report() -> KernelReport:
+    """An empty report, a copy timed. Raises InvalidOptionError where no kernel can run."""
     if backend() is None:
-        raise InvalidOptionError("Kernels are timed on a GPU, and MLX has none here.")
-    from russet.kernels.q2_matvec import affine, q2_matvec, random_inputs
-
-    x, w, scales = random_inputs(rows, n, k, group, dtype, dtype)
-    weights = [w ^ mx.array(i, mx.uint32) for i in range(max(2, _WEIGHT_BYTES // w.nbytes))]
-    wide, biases, stock_group = affine(w, scales)
-    wide, biases = mx.contiguous(wide.astype(dtype)), mx.contiguous(biases.astype(dtype))
-    mx.eval(x, scales, wide, biases, weights)
-    ours = [lambda w=w: q2_matvec(x, w, scales) for w in weights]
-    stock = [lambda w=w: mx.quantized_matmul(x, w, wide, biases, True, stock_group, 2) for w in weights]
-    ours_s, stock_s = _alternate(ours, stock)
-    return KernelTiming(
-        f"q2_matvec {k}->{n}, {rows} rows, group {group or 'none'}, {str(dtype).rpartition('.')[2]}",
-        ours_s,
-        stock_s,
-        w.nbytes + scales.nbytes,
-        w.nbytes + wide.nbytes + biases.nbytes,
-        copy_bytes_per_s(),
-    )
+        raise InvalidOptionError("Kernels are timed on a GPU, and MLX has none here; run it on one.")
+    if mode() != "on":
+        raise InvalidOptionError(f"Kernels do not run with RUSSET_KERNELS={mode()}; set it to on to time them.")
+    return KernelReport(environment(), copy_bytes_per_s())
 
 
-def copy_bytes_per_s() -> float:
-    """Bytes a second, read and written, of an elementwise pass over 1 GiB."""
-    source = mx.random.normal((_COPY_BYTES // 4,))
-    mx.eval(source)
-    best = min(_seconds([lambda: source * 2.0]) for _ in range(_ROUNDS))
-    return 2 * source.nbytes / best
+def fill(report: KernelReport, cases: Sequence[Case], listen: Callable[[str], None] = lambda _: None) -> None:
+    """Time the cases one after the other; what an exception interrupts stays in the report as far as it came."""
+    import mlx.core as mx
+
+    for number, case in enumerate(cases):
+        listen(f"{case.name} ({number + 1} of {len(cases)})")
+        report.timings.append(time_case(case))
+        mx.clear_cache()
 
 
-def _alternate(ours: Sequence[Call], stock: Sequence[Call]) -> tuple[Summary, Summary]:
-    # The first round compiles.
-    rounds = [(_seconds(ours), _seconds(stock)) for _ in range(_ROUNDS + 1)][1:]
-    return (
-        Summary(tuple(a / len(ours) for a, _ in rounds)),
-        Summary(tuple(b / len(stock) for _, b in rounds)),
-    )
+def table(report: KernelReport) -> Table:
+    """Every side of every case in a row."""
+    header = ("case", "side", "us a call", "MB", "GB/s", "of a copy", "TFLOP/s", "time / russet")
+    rows = []
+    for timing in report.timings:
+        ours = next(iter(timing.sides.values()))
+        for name, side in timing.sides.items():
+            found, against = side.seconds, ratio(side.seconds.values, ours.seconds.values)
+            rows.append(
+                (
+                    timing.name,
+                    name,
+                    f"{found.median * 1e6:.1f} ({found.lowest * 1e6:.1f}–{found.highest * 1e6:.1f})",
+                    f"{side.bytes / 1e6:.2f}",
+                    f"{side.bytes_per_s / 1e9:.0f}",
+                    f"{side.bytes_per_s / report.copy_bytes_per_s:.0%}",
+                    f"{side.operations_per_s / 1e12:.0f}" if side.operations else "",
+                    "" if side is ours else f"{against.median:.2f}x ({against.lowest:.2f}–{against.highest:.2f})",
+                )
+            )
+    return Table("Kernels: time a call at full load, fresh weights each call", header, tuple(rows))
 
 
-def _seconds(calls: Sequence[Call]) -> float:
-    results = [call() for call in calls]
-    mx.synchronize()
-    start = time.perf_counter()
-    mx.eval(results)
-    return time.perf_counter() - start
+def notes(report: KernelReport) -> list[str]:
+    """Where it was measured, what a copy reaches, and which kernels did not serve."""
+    lines = [
+        machine_line(report.environment),
+        f"A copy reads and writes {report.copy_bytes_per_s / 1e9:.0f} GB/s.",
+        "The host's work to launch a call bounds its time from below; a profiler tells the GPU's own.",
+    ]
+    lines += [f"{timing.name}: {side.note}." for timing in report.timings for side in timing.sides.values() if side.note]
+    return [*lines, "Interrupted: what was finished is shown."] if report.interrupted else lines

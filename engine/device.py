@@ -7,6 +7,8 @@ from functools import cache
 
 import mlx.core as mx
 
+_AMPLE = 32e9  # bytes; 2048 more rows of a 7B model take about 0.6 GB
+
 
 @cache
 def on_gpu() -> bool:
@@ -30,9 +32,12 @@ def wire_memory() -> None:
         mx.set_wired_limit(memory_bytes())
 
 
-def prefill_chunk() -> int:
+def prefill_chunk(packed: bool = False) -> int:
     """Prompt rows computed at once: enough to fill the device, few enough to bound activations.
 
-    Measured with SmolLM2-135M: see docs/benchmarks.md.
+    Measured with SmolLM2-135M: see docs/benchmarks.md. Packed weights are expanded once a chunk (models/expansion.py),
+    so a GPU with memory to spare takes more rows then.
     """
-    return 2048 if on_gpu() else 512
+    if not on_gpu():
+        return 512
+    return 4096 if packed and memory_bytes() >= _AMPLE else 2048

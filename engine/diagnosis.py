@@ -127,6 +127,20 @@ def _kernels() -> Finding:
     return Finding("kernels", "; ".join(status.line() for status in found), value)
 
 
+def _expansion() -> Finding:
+    """From how many rows on a prompt's products expand packed weights first."""
+    from russet.engine.device import on_gpu
+    from russet.kernels.base import mode
+    from russet.models.crossovers import Crossovers, device_key, summary
+
+    if not on_gpu():
+        return Finding("expansion", "a CPU expands weights when it loads them", {})
+    found = Crossovers(device_key()).found
+    if mode() == "off":
+        return Finding("expansion", "off, since RUSSET_KERNELS is off", found)
+    return Finding("expansion", summary(found) or "not measured yet: the first long prompt measures it", found)
+
+
 def _cache() -> Finding:
     root = cache_root()
     # Looked at, not tried out: a diagnosis leaves no folders behind.
@@ -164,7 +178,7 @@ def _extras() -> Finding:
     return Finding("extras", text, found)
 
 
-_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _kernels, _cache, _models, _prefixes, _extras)
+_CHECKS = (_python, _russet, _mlx, _device, _dtype, _blas, _kernels, _expansion, _cache, _models, _prefixes, _extras)
 
 
 def cpu_speed() -> tuple[float, float]:

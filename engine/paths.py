@@ -39,3 +39,8 @@ def prefixes_dir() -> Path:
 def documents_dir() -> Path:
     """Return the folder of documents that superposition has computed."""
     return cache_root() / "documents"
+
+
+def crossovers_file() -> Path:
+    """Return the file of measured crossovers (models/crossovers.py)."""
+    return cache_root() / "crossovers.json"

@@ -16,7 +16,7 @@ from russet.engine.rows import Int8Rows
 from russet.models.attention import Attend
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.fused import FusedStep, make_fused
-from russet.models.linear import Branches, Embedding, Linear
+from russet.models.linear import Branches, Embedding, Linear, Quantized
 from russet.models.rope import Positions, Rotary, Rotate
 from russet.models.sparse_ffn import StepFFN
 
@@ -173,6 +173,11 @@ class Decoder:
         self.rotaries = {rope: Rotary(rope) for rope in {layer.rope for layer in config.layers}}
         self._step: FusedStep | None = None
         self._step_made = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether its linear maps keep their weights packed."""
+        return isinstance(self.blocks[0].out, Quantized)
 
     def new_cache(self, kv_bits: int = 16, batch: int = 1) -> KVCache:
         """An empty cache for this model; `kv_bits` 8 stores int8 rows."""

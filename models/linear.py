@@ -16,6 +16,7 @@ import numpy as np
 
 from russet.models.expansion import FEWEST_ROWS, pays
 
+
 @dataclass(frozen=True, slots=True)
 class Affine:
     """One tensor in MLX's affine layout: w = scale * q + bias over groups of `group_size` along the input."""

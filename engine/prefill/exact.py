@@ -21,14 +21,15 @@ class Exact:
     exact = True
 
     def __init__(self, chunk: int | None = None) -> None:
-        self.chunk = chunk or prefill_chunk()
+        self.chunk = chunk
 
     def __call__(self, decoder: Extendable, prompt: PromptTokens, cache: Any) -> Prefilled:
         count = len(prompt.tokens)
         tokens = mx.array(list(prompt.tokens))[None]
-        last_start = (count - 1) // self.chunk * self.chunk
-        for start in range(0, last_start, self.chunk):
-            decoder.extend(tokens[:, start : start + self.chunk], cache, logits=0)
+        chunk = self.chunk or prefill_chunk(getattr(decoder, "packed", False))
+        last_start = (count - 1) // chunk * chunk
+        for start in range(0, last_start, chunk):
+            decoder.extend(tokens[:, start : start + chunk], cache, logits=0)
             mx.eval(cache.arrays())
         logits = decoder.extend(tokens[:, last_start:], cache, logits=1)
         assert logits is not None

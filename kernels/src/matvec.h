@@ -100,7 +100,7 @@ inline void fetch(const device uint* w, const device T* scales, const device T* 
 }
 
 // How a word of weights meets the numbers above it; w = scale q + offset, `total` is the sum of x over the chunk.
-template <typename T, int BITS> struct word_of {
+template <typename T, int BITS> struct word_dot {
   static inline float dot(uint word, thread const float* x) {
     float product = 0.0f;
 #pragma unroll
@@ -111,7 +111,7 @@ template <typename T, int BITS> struct word_of {
     return scale * (float(1 << BITS) * (product - total)) + offset * total;
   }
 };
-template <typename T> struct dense_word {
+template <typename T> struct dense_dot {
   static inline float dot(uint word, thread const float* x) {
     float value[2], product = 0.0f;
     number<T>::widen(word, value);
@@ -121,8 +121,8 @@ template <typename T> struct dense_word {
   }
   static inline float finish(float product, float, float, float) { return product; }
 };
-template <typename T> struct word_of<T, 16> : dense_word<T> {};
-template <typename T> struct word_of<T, 32> : dense_word<T> {};
+template <typename T> struct word_dot<T, 16> : dense_dot<T> {};
+template <typename T> struct word_dot<T, 32> : dense_dot<T> {};
 
 // Add the products of a lane's chunks with the numbers that wait for the lane.
 template <typename T, int BITS, int COUNT>
@@ -143,8 +143,8 @@ inline void multiply(thread const chunk_rows<BITS, COUNT>& rows, TG(float) waiti
     float product = 0.0f;
 #pragma unroll
     for (int i = 0; i < packing<BITS>::WORDS; i++)
-      product += word_of<T, BITS>::dot(rows.run[o][i / RUN].word[i % RUN], x + i * (32 / BITS));
-    sum[o] += word_of<T, BITS>::finish(product, total, rows.scale[o], rows.offset[o]);
+      product += word_dot<T, BITS>::dot(rows.run[o][i / RUN].word[i % RUN], x + i * (32 / BITS));
+    sum[o] += word_dot<T, BITS>::finish(product, total, rows.scale[o], rows.offset[o]);
   }
 }
 

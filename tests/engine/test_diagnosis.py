@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from russet.engine import diagnosis
+from russet.engine import device, diagnosis
 from russet.engine.cli.doctor import command
 from russet.engine.diagnosis import cpu_speed, diagnose
 from russet.kernels import base, registry
 from russet.kernels.base import Check, Status
+from russet.models import crossovers
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +27,8 @@ def values() -> dict:
 def test_a_sound_machine_has_no_problems(tmp_path):
     assert [finding.problem for finding in diagnose() if finding.problem] == []
     found = values()
-    keys = ["python", "russet", "mlx", "device", "dtype", "blas", "kernels", "cache", "models", "prefixes", "extras"]
-    assert list(found) == keys
+    first = ["python", "russet", "mlx", "device", "dtype", "blas", "kernels", "expansion"]
+    assert list(found) == [*first, "cache", "models", "prefixes", "extras"]
     assert found["blas"]["matmul_gflops"] == 123.4
     assert found["cache"] | {"free_bytes": 0} == {"path": str(tmp_path / "cache"), "writable": True, "free_bytes": 0}
     assert found["models"] == []
@@ -67,7 +68,7 @@ def test_other_programs_get_a_line_a_finding():
     run = CliRunner().invoke(command)
     assert run.exit_code == 0
     fields = [line.split("\t") for line in run.stdout.splitlines()]
-    assert [len(field) for field in fields] == [2] * 11
+    assert [len(field) for field in fields] == [2] * 12
     assert "123 GFLOP/s in matrix products, 6 GB/s" in dict(fields)["blas"]
 
 
@@ -90,6 +91,23 @@ def test_kernels_without_a_gpu_take_one_word(monkeypatch):
     found = next(finding for finding in diagnose() if finding.key == "kernels")
     assert found.text == "none: MLX computes on a CPU here"
     assert [kernel["name"] for kernel in found.value] == ["q2_lanes", "q2_tiles"]
+
+
+def test_the_rows_from_which_weights_are_expanded(monkeypatch):
+    def text() -> str:
+        return diagnosis._expansion().text
+
+    assert text() == "a CPU expands weights when it loads them"
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    monkeypatch.setattr(base, "mode", lambda: "on")
+    monkeypatch.setattr(crossovers, "device_key", lambda: "a GPU")
+    assert text() == "not measured yet: the first long prompt measures it"
+    kind = crossovers.Kind(4, 64, "float16", 4**12)
+    crossovers.Crossovers("a GPU")[kind] = 320
+    assert text() == "4 bits from 320 rows on"
+    assert diagnosis._expansion().value == {"4 bits, groups of 64, float16, 16777216 weights": 320}
+    monkeypatch.setattr(base, "mode", lambda: "off")
+    assert text() == "off, since RUSSET_KERNELS is off"
 
 
 def test_an_unwritable_cache_is_a_problem(tmp_path):
