@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ def device_key() -> str:
     """This device and this MLX: a measurement holds for no other."""
     import mlx.core as mx
 
-    return f"{mx.device_info().get('device_name', 'unknown')}, MLX {mx.__version__}"
+    return f"{mx.device_info().get('device_name', 'unknown')}, MLX {importlib.metadata.version('mlx')}"
 
 
 class Crossovers:
