@@ -120,5 +120,7 @@ def notes(report: KernelReport) -> list[str]:
         f"A copy reads and writes {report.copy_bytes_per_s / 1e9:.0f} GB/s.",
         "The host's work to launch a call bounds its time from below; a profiler tells the GPU's own.",
     ]
-    lines += [f"{timing.name}: {side.note}." for timing in report.timings for side in timing.sides.values() if side.note]
+    lines += [
+        f"{timing.name}: {side.note}." for timing in report.timings for side in timing.sides.values() if side.note
+    ]
     return [*lines, "Interrupted: what was finished is shown."] if report.interrupted else lines

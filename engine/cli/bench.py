@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from russet.bench.peers import PEERS, require_peer
+from russet.engine.cli.bench_kernels import kernels
 from russet.engine.cli.bench_output import check_writable, listener, write_json
 from russet.engine.cli.bench_prefill import prefill
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
@@ -107,4 +108,5 @@ def _publish(report: Report, json_file: str | None) -> None:
         write_json(report.to_dict(), json_file)
 
 
+command.add_command(kernels)
 command.add_command(prefill)
