@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,8 @@ class Crossovers:
             beside.write_text(json.dumps(devices | {self._device: self.found}, indent=2))
             beside.replace(self._path)
         except OSError as error:
+            with suppress(OSError):
+                beside.unlink()
             _log.debug("%s is not kept: %s", self._path, error)
 
 

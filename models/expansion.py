@@ -27,7 +27,7 @@ FEWEST_ROWS = 128
 MEASURED_FROM = 512
 """Rows that make a measurement worth its time; a shorter prompt goes by what an earlier one found."""
 
-_TRIED = (FEWEST_ROWS, 512, 2048)
+_TRIED = (2048, 512, FEWEST_ROWS)  # until the dense way no longer wins
 _LARGEST = 4**12  # weights of the largest sample: with more, only the time grows
 _MARGIN = 0.95  # the dense way must take less than this part of the packed one's time
 _BUDGET_S = 0.01
@@ -69,17 +69,17 @@ def crossover(trial: Trial) -> int | None:
     `trial` gives the seconds of the packed and of the dense way for a number of rows. Between two counts of which one
     is slower and one faster, the gain is taken to be linear: so are the times of both ways.
     """
-    gains = []
+    above: tuple[int, float] | None = None
     for rows in _TRIED:
         packed, dense = trial(rows)
-        gains.append(_MARGIN * packed - dense)
-    if gains[-1] <= 0:
-        return None
-    slower = [i for i, gain in enumerate(gains) if gain <= 0]
-    if not slower:
-        return FEWEST_ROWS
-    i = slower[-1]
-    return round(_TRIED[i] + (_TRIED[i + 1] - _TRIED[i]) * -gains[i] / (gains[i + 1] - gains[i]))
+        gain = _MARGIN * packed - dense
+        if gain <= 0:
+            if above is None:
+                return None
+            more, larger = above
+            return round(rows + (more - rows) * -gain / (larger - gain))
+        above = rows, gain
+    return FEWEST_ROWS
 
 
 def _trial(weight: Affine, dtype: mx.Dtype, weights: int) -> Trial:

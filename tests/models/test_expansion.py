@@ -42,6 +42,17 @@ def test_a_way_that_always_or_never_wins():
     assert crossover(lambda rows: (rows, rows + 1)) is None
 
 
+def test_nothing_is_timed_below_a_count_that_loses():
+    tried = []
+
+    def trial(rows):
+        tried.append(rows)
+        return (rows, rows / 2) if rows > 512 else (rows, rows * 2)
+
+    assert 512 < (crossover(trial) or 0) < 2048
+    assert tried == [2048, 512]
+
+
 def test_a_gain_within_the_noise_is_none():
     assert crossover(lambda rows: (rows, rows * 0.97)) is None
 
@@ -143,3 +154,12 @@ def test_batched_rows_count_together(monkeypatch):
     monkeypatch.setattr(linear, "pays", lambda weight, rows, dtype: seen.append((rows, dtype)))
     Quantized(packed())(mx.ones((4, 32, 128)))
     assert seen == [(128, mx.float32)]
+
+
+def test_a_decoder_says_whether_it_is_packed(tiny_model):
+    decoder = tiny_model.decoder
+    assert not decoder.packed
+    dense = decoder.blocks[0].out
+    decoder.blocks[0].out = Quantized(packed())
+    assert decoder.packed
+    decoder.blocks[0].out = dense
