@@ -45,7 +45,9 @@ RECENT = 32
 
 def pack_step(state: tuple[int, int, int, int], cosines_sines: np.ndarray) -> mx.array:
     """`step` from the four counts and the rotation [2, P]."""
-    return mx.array(np.concatenate([state, np.zeros(4), cosines_sines.reshape(-1)]).astype(np.float32))
+    step = np.empty(8 + cosines_sines.size, dtype=np.float32)
+    step[:4], step[4:8], step[8:] = state, 0, cosines_sines.reshape(-1)
+    return mx.array(step)
 
 
 def pack_form(

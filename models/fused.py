@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import numpy as np
 
 from russet.engine.cache import KVCache, RingView, Slot
 from russet.engine.errors import UnsupportedModelError
@@ -29,6 +30,7 @@ from russet.kernels.attend_decode import ATTEND_DECODE, ATTEND_SHARED, pack_step
 from russet.kernels.backend import backend
 from russet.kernels.base import Kernel, mode
 from russet.models.fused_layer import FusedLayer, Head, check_shapes, fused_head, fused_layer
+from russet.models.rope import Rotary
 from russet.models.sparse_ffn import KernelFFN
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ class _Live:
     keys: list[mx.array]
     values: list[mx.array]
     rings: list[mx.array]
-    in_ring: int = field(default=0)
+    groups: list[tuple[Slot, int, list[int]]]
+    """Slots that stay alike from step to step: one of them, the rotation of their readers, and which they are."""
+    in_ring: int = 0
 
     def goes_on(self, cache: KVCache) -> bool:
         return (
@@ -59,11 +63,30 @@ class _Live:
         )
 
 
+class _Rotations:
+    """Cosines and sines of the positions to come, made for many at once."""
+
+    def __init__(self, rotary: Rotary) -> None:
+        self._rotary = rotary
+        self._start = 0
+        self._table = rotary.table(0, _TABLE_ROWS)
+
+    def at(self, position: int) -> np.ndarray:
+        """[2, pairs] float32."""
+        if not 0 <= position - self._start < len(self._table):
+            self._start, self._table = position, self._rotary.table(position, _TABLE_ROWS)
+        return self._table[position - self._start]
+
+
+_TABLE_ROWS = 256
+
+
 class FusedStep:
     """A decoder's step over one token of one sequence. Raises UnsupportedModelError where the kernels do not fit it."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._rotaries = list(decoder.rotaries.values())
+        self._rotations = [_Rotations(rotary) for rotary in decoder.rotaries.values()]
+        self._no_step = mx.zeros((8,))
         self._layers: list[FusedLayer] = []
         for block in decoder.blocks:
             self._layers.append(fused_layer(block, decoder))
@@ -109,18 +132,20 @@ class FusedStep:
             if view is None:
                 return None
             views.append(view)
-        return _Live(cache, slots, [v.keys for v in views], [v.values for v in views], [v.ring for v in views])
+        keys, values, rings = ([getattr(view, name) for view in views] for name in ("keys", "values", "ring"))
+        alike: dict[object, list[int]] = {}
+        for i, (slot, view, rope) in enumerate(zip(slots, views, self._rope_of, strict=True)):
+            alike.setdefault((view.state, slot.window, slot.first, rope), []).append(i)
+        groups = [(slots[members[0]], self._rope_of[members[0]], members) for members in alike.values()]
+        return _Live(cache, slots, keys, values, rings, groups)
 
     def _steps(self, live: _Live, position: int) -> list[mx.array]:
-        """What is each slot's own at this position; slots that agree share an array."""
-        rotations = [rotary.row(position) for rotary in self._rotaries]
-        made: dict[tuple[tuple[int, int, int, int], int], mx.array] = {}
-        steps = []
-        for slot, rope in zip(live.slots, self._rope_of, strict=True):
-            key = (slot.ring_state(position), rope)
-            if key not in made:
-                made[key] = pack_step(key[0], rotations[rope])
-            steps.append(made[key])
+        """What is each slot's own at this position."""
+        steps = [self._no_step] * len(live.slots)
+        for slot, rope, members in live.groups:
+            step = pack_step(slot.ring_state(position), self._rotations[rope].at(position))
+            for member in members:
+                steps[member] = step
         return steps
 
     def _step(

@@ -75,10 +75,10 @@ class Rotary:
             self._last = positions, self._tabled(np.outer(positions, self._inverse))
         return self._last[1]
 
-    def row(self, position: float) -> np.ndarray:
-        """Cosines and sines of one position, [2, dims / 2] float32, the scaling's amplitude included."""
-        angles = position * self._inverse
-        return (np.stack([np.cos(angles), np.sin(angles)]) * self._amplitude).astype(np.float32)
+    def table(self, start: int, rows: int) -> np.ndarray:
+        """Cosines and sines of consecutive positions, [rows, 2, dims / 2] float32, the scaling's amplitude included."""
+        angles = np.outer(np.arange(start, start + rows), self._inverse)
+        return (np.stack([np.cos(angles), np.sin(angles)], axis=1) * self._amplitude).astype(np.float32)
 
     def _fused(self, start: int) -> Rotate:
         rope = self.rope
