@@ -6,21 +6,28 @@ import sys
 from dataclasses import asdict, dataclass
 
 from russet.bench import as_installed
-from russet.bench.base import Contender
 from russet.bench.cold_start import AS_INSTALLED, mlx_lm_programs, run_cold, russet_program
 from russet.bench.decode import Listener, run_decode
 from russet.bench.environment import environment, model_hash
+from russet.bench.kernels_clock import copy_bytes_per_s
 from russet.bench.ours import Russet
 from russet.bench.peers import MlxLm
-from russet.bench.prompts import check_lengths, exact_prompt
+from russet.bench.prompts import Prompt, check_lengths, exact_prompt
 from russet.bench.report import Report
+from russet.bench.shapes import MlxLmShape, ShapeModel, random_prompt
+from russet.bench.step import read_bytes, step_cost
 from russet.engine.api import Model
 from russet.engine.device import on_gpu
+from russet.models.decoder import Decoder
+from russet.models.loading import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `peers` are installed ones of `PEERS`; `as_installed` adds mlx-lm's figures without our BLAS."""
+    """What to measure. `peers` are installed ones of `PEERS`; `as_installed` adds mlx-lm's figures without our BLAS.
+
+    `shape` and `bits` name a model of random weights, of which whole processes and mlx-lm as installed are not timed.
+    """
 
     peers: tuple[str, ...] = ()
     prompt_lengths: tuple[int, ...] = (512, 2048)
@@ -29,24 +36,31 @@ class Plan:
     cold: bool = False
     as_installed: bool = True
     dtype: str | None = None
+    shape: str | None = None
+    bits: int | None = None
 
 
-def new_report(model: Model, plan: Plan) -> Report:
+def new_report(model: Model | ShapeModel, plan: Plan) -> Report:
     """An empty report with its stamps. Raises InvalidOptionError where a prompt would not fit in the context."""
     check_lengths(plan.prompt_lengths, plan.generate, model.max_positions)
-    stamp = {"name": model.name, "sha256": model_hash(model.path)}
+    stamp = {"name": model.name, "sha256": model_hash(model.path) if isinstance(model, Model) else None}
     return Report(model=stamp, environment=environment(), settings=asdict(plan), contenders={})
 
 
-def fill(report: Report, model: Model, weights_bytes: int, plan: Plan, listen: Listener = lambda _: None) -> None:
+def fill(
+    report: Report, model: Model | ShapeModel, weights_bytes: int, plan: Plan, listen: Listener = lambda _: None
+) -> None:
     """Measure all that is planned; what an exception interrupts stays in the report as far as it came."""
-    prompts = [exact_prompt(model.tokenizer, length) for length in plan.prompt_lengths]
-    contenders: list[Contender] = [Russet(model, weights_bytes)]
+    prompts = [_prompt(model, length) for length in plan.prompt_lengths]
+    contenders: list[Russet | MlxLm] = [Russet(model, weights_bytes)]
     if "mlx-lm" in plan.peers:
         listen("loading mlx-lm")
-        contenders.append(MlxLm(model.path, dtype=plan.dtype))
+        contenders.append(_mlx_lm(model, plan))
     report.contenders.update((contender.name, contender.setting) for contender in contenders)
+    _add_step_costs(report, model, contenders, plan, listen)
     run_decode(contenders, prompts, generate=plan.generate, repeat=plan.repeat, results=report.lengths, listen=listen)
+    if isinstance(model, ShapeModel):
+        return
     if plan.as_installed and "mlx-lm" in plan.peers and _replaces_blas():
         _add_as_installed(report, model, plan, listen)
     if plan.cold:
@@ -55,6 +69,35 @@ def fill(report: Report, model: Model, weights_bytes: int, plan: Plan, listen: L
             peers = mlx_lm_programs(model.path, plan.dtype, level=bool(plan.dtype) or not on_gpu())
             programs += [program for program in peers if plan.as_installed or program.name != AS_INSTALLED]
         run_cold(programs, plan.repeat, report.cold_start, listen)
+
+
+def _prompt(model: Model | ShapeModel, length: int) -> Prompt:
+    if isinstance(model, ShapeModel):
+        return Prompt("", random_prompt(length, model.vocab_size))
+    return exact_prompt(model.tokenizer, length)
+
+
+def _mlx_lm(model: Model | ShapeModel, plan: Plan) -> MlxLm:
+    if isinstance(model, Model):
+        return MlxLm(model.path, dtype=plan.dtype)
+    assert plan.shape is not None and plan.bits is not None
+    return MlxLmShape(plan.shape, plan.bits, DTYPES[plan.dtype] if plan.dtype else None)
+
+
+def _add_step_costs(
+    report: Report, model: Model | ShapeModel, contenders: list[Russet | MlxLm], plan: Plan, listen: Listener
+) -> None:
+    """Count operations of a step, and the bytes that it reads in the middle of a run; on a GPU a copy is timed too."""
+    for contender in contenders:
+        listen(f"counting operations, {contender.name}")
+        cost = step_cost(contender, contender.weights_bytes)
+        if isinstance(model.decoder, Decoder):
+            for length in plan.prompt_lengths:
+                middle = length + plan.generate // 2
+                cost.read_bytes[length] = read_bytes(model.decoder, cost.weights_bytes, middle, model.kv_bits)
+        report.steps[contender.name] = cost
+    if on_gpu():
+        report.copy_bytes_per_s = copy_bytes_per_s()
 
 
 def _replaces_blas() -> bool:

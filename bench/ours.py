@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
 
 from russet.bench.base import Measurement, measure
-from russet.engine.api import Model
-from russet.engine.decode import decode
+from russet.engine.decode import Step, decode
 from russet.engine.generation import RESERVED_TOKENS
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Prefill, PromptTokens
+from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.sampling import make_sampler
+
+
+class Timed(Protocol):
+    """What timing needs of a `russet.Model`."""
+
+    @property
+    def decoder(self) -> Extendable: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def kv_bits(self) -> int: ...
+
+    def step(self, cache: Any, extend: Extend | None = None) -> Step: ...
 
 
 class Russet:
@@ -19,7 +36,7 @@ class Russet:
 
     name = "russet"
 
-    def __init__(self, model: Model, weights_bytes: int, prefill: Prefill | None = None) -> None:
+    def __init__(self, model: Timed, weights_bytes: int, prefill: Prefill | None = None) -> None:
         self.model = model
         self.weights_bytes = weights_bytes
         self.prefill = prefill or Exact()
@@ -27,6 +44,16 @@ class Russet:
 
     def run(self, tokens: Sequence[int], generate: int) -> Measurement:
         return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
+
+    def step_graph(self, tokens: int, steps: int) -> mx.array:
+        """The logits of the step after `tokens` of a prompt and `steps` steps, not evaluated."""
+        cache = self.model.decoder.new_cache(self.model.kv_bits)
+        cache.reserve(tokens + steps + 1)
+        self.model.decoder.extend(mx.zeros((1, tokens), mx.int32), cache)
+        step, token = self.model.step(cache), mx.zeros((1, 1), mx.int32)
+        for _ in range(steps):
+            mx.eval(step(token))
+        return step(token)
 
     def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
         model = self.model
@@ -37,6 +64,6 @@ class Russet:
         return decode(model.step(cache, prefilled.extend), prefilled.logits, sample, generate)
 
 
-def _dtype(model: Model) -> str:
+def _dtype(model: Timed) -> str:
     dtype = getattr(model.decoder, "dtype", None)
     return str(dtype).removeprefix("mlx.core.") if dtype else "mlx-lm's implementation"

@@ -11,6 +11,7 @@ from russet.bench.base import Measurement, measure
 from russet.engine.errors import MissingDependencyError, PeerError
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     from mlx.nn import Module
 
 PEERS = {"mlx-lm": "mlx_lm"}
@@ -43,6 +44,17 @@ class MlxLm:
 
     def run(self, tokens: Sequence[int], generate: int) -> Measurement:
         return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
+
+    def step_graph(self, tokens: int, steps: int) -> mx.array:
+        """The logits of the step after `tokens` of a prompt and `steps` steps, not evaluated."""
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(self.model)
+        mx.eval(self.model(mx.zeros((1, tokens), mx.int32), cache=cache))
+        for _ in range(steps):
+            mx.eval(self.model(mx.zeros((1, 1), mx.int32), cache=cache))
+        return self.model(mx.zeros((1, 1), mx.int32), cache=cache)
 
     def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
         import mlx.core as mx

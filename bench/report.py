@@ -10,6 +10,7 @@ from russet.bench.base import Measurement
 from russet.bench.cold_start import ColdRun
 from russet.bench.decode import LengthResult
 from russet.bench.stats import Ratio, Summary, ratio
+from russet.bench.step import StepCost
 
 SCHEMA = "russet-bench-decode/1"
 """Changes its number whenever a field changes its meaning or goes; docs/benchmarks.md describes it."""
@@ -28,6 +29,8 @@ class Report:
     """Name -> what it computes with."""
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     lengths: list[LengthResult] = field(default_factory=list)
+    steps: dict[str, StepCost] = field(default_factory=dict)
+    copy_bytes_per_s: float | None = None
     as_installed: Measurement | None = None
     as_installed_prompt_tokens: int = 0
     cold_start: dict[str, list[ColdRun]] = field(default_factory=dict)
@@ -51,6 +54,8 @@ class Report:
             "environment": self.environment,
             "settings": self.settings,
             "contenders": self.contenders,
+            "steps": {name: cost.to_dict() for name, cost in self.steps.items()},
+            "copy_bytes_per_s": self.copy_bytes_per_s,
             "results": [self._length(result) for result in self.finished],
             "as_installed": self._as_installed(),
             "cold_start": self._cold_start(),

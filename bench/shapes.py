@@ -5,14 +5,15 @@ Ours are built through the same loader as a folder's; mlx-lm's are its own class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from russet.bench.base import Measurement, measure
+from russet.bench.peers import MlxLm
+from russet.bench.shape_configs import SHAPES
 from russet.engine.api import Model
+from russet.engine.device import on_gpu
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder
 from russet.models.families import family_of, read_decoder
@@ -21,41 +22,6 @@ from russet.models.loading import Builder
 from russet.models.shapes import expected_shapes
 
 GROUP_SIZE = 64
-
-
-def _llama(hidden: int, layers: int, ffn: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "intermediate_size": ffn,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": 32768,
-        "rope_theta": 10000.0,
-    }
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": _llama(576, 30, 1536, 9, 3, 49152, tied=True),
-    "llama-2-7b": _llama(4096, 32, 11008, 32, 32, 32000, tied=False),
-    "llama-3b": _llama(2048, 56, 6656, 16, 2, 153600, tied=True),
-    "afm-3b": {
-        "model_type": "afm7",
-        "vocab_size": 153600,
-        "hidden_dim": 2048,
-        "num_layers": 56,
-        "num_kv_reuse_layers": 21,
-        "num_heads": 16,
-        "num_kv_heads": 2,
-        "hidden_dim_scale_factor": 3.25,
-        "rope_theta": 500000,
-    },
-}
-"""Configurations as a checkpoint's config.json has them; llama-3b is afm-3b without shared keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +37,10 @@ class ShapeModel:
     @property
     def vocab_size(self) -> int:
         return self.decoder.config.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.decoder.config.max_positions
 
 
 class RandomWeights:
@@ -93,7 +63,8 @@ class RandomWeights:
         # Knuth's multiplicative hash of the index: random enough, and made at once.
         words = mx.arange(rows * columns * self._bits // 32, dtype=mx.uint32).reshape(rows, -1) * 2654435761
         scales = mx.full((rows, columns // GROUP_SIZE), columns**-0.5 * 4 / (1 << self._bits), dtype=dtype)
-        offsets = scales * -((1 << self._bits) - 1) / 2
+        # The middle of the levels is zero; 2-bit weights are then what the kernels call balanced.
+        offsets = scales * -(((1 << self._bits) - 1) / 2)
         return Affine(self._take(words), self._take(scales), self._take(offsets), GROUP_SIZE, self._bits)
 
     def dense(self, role: str, dtype: mx.Dtype) -> mx.array:
@@ -114,8 +85,14 @@ class RandomWeights:
         return array
 
 
-def random_model(name: str, bits: int, dtype: mx.Dtype = mx.bfloat16) -> ShapeModel:
+def default_dtype() -> mx.Dtype:
+    """What a shape is computed in unless it is said."""
+    return mx.bfloat16 if on_gpu() else mx.float32
+
+
+def random_model(name: str, bits: int, dtype: mx.Dtype | None = None) -> ShapeModel:
     """Russet's decoder of a shape."""
+    dtype = dtype or default_dtype()
     mx.random.seed(0)
     raw = SHAPES[name]
     config = read_decoder(raw)
@@ -126,12 +103,10 @@ def random_model(name: str, bits: int, dtype: mx.Dtype = mx.bfloat16) -> ShapeMo
     return ShapeModel(f"{name}-{bits}bit", decoder, mx.get_active_memory() - before)
 
 
-class MlxLmShape:
+class MlxLmShape(MlxLm):
     """mlx-lm's model of a shape, with its `generate_step`."""
 
-    name = "mlx-lm"
-
-    def __init__(self, shape: str, bits: int, dtype: mx.Dtype = mx.bfloat16) -> None:
+    def __init__(self, shape: str, bits: int, dtype: mx.Dtype | None = None) -> None:
         import mlx.nn as nn
         from mlx_lm.models import afm7, llama
 
@@ -140,22 +115,17 @@ class MlxLmShape:
         raw = SHAPES[shape]
         module: Any = afm7 if raw["model_type"] == "afm7" else llama
         self.model = module.Model(module.ModelArgs.from_dict(raw))
-        self.model.set_dtype(dtype)
+        self.model.set_dtype(dtype or default_dtype())
         if bits < 16:
+            # mlx-lm's fused projections (0.32.2) do not take what MLX's quantize passes on.
+            owners = self.model.model.layers if module is afm7 else []
+            for layer in owners:
+                layer.self_attn.qkv_proj = layer.self_attn.qkv_proj.to_quantized(GROUP_SIZE, bits)
             nn.quantize(self.model, group_size=GROUP_SIZE, bits=bits)
         mx.eval(self.model.parameters())
         mx.clear_cache()
-        self.setting = f"{bits} bits"
+        self.setting = f"random weights of {bits} bits"
         self.weights_bytes = mx.get_active_memory() - before
-
-    def run(self, tokens: Sequence[int], generate: int) -> Measurement:
-        return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
-
-    def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
-        from mlx_lm.generate import generate_step
-
-        for token, _ in generate_step(mx.array(list(tokens)), self.model, max_tokens=generate):
-            yield int(token)
 
 
 def random_prompt(length: int, vocab_size: int) -> list[int]:

@@ -13,14 +13,18 @@ from russet.engine.storage import readable_bytes
 
 def tables(report: Report) -> list[Table]:
     """The tables for which something was measured."""
-    found = [_warm(report), _cold(report)]
+    found = [_warm(report), _steps(report), _cold(report)]
     return [table for table in found if table.rows]
 
 
 def notes(report: Report) -> list[str]:
     """Where it was measured, what was compared, and what the tables leave out."""
-    lines = [machine_line(report.environment), f"Model: {report.model['name']}, sha256 {report.model['sha256'][:12]}."]
+    sha256 = report.model["sha256"]
+    weights = f"sha256 {sha256[:12]}" if sha256 else "random weights"
+    lines = [machine_line(report.environment), f"Model: {report.model['name']}, {weights}."]
     lines += [f"{name}: {setting}." for name, setting in report.contenders.items()]
+    if report.copy_bytes_per_s:
+        lines.append(f"A copy reads and writes {report.copy_bytes_per_s / 1e9:.0f} GB/s.")
     if report.as_installed:
         timings = report.as_installed.timings
         lines.append(
@@ -83,6 +87,26 @@ def _comparison(result: Any, peer: str) -> tuple[str, str, str]:
         _ratio(ratios["decode"]) if "decode" in ratios else "",
         "yes" if difference is None else f"up to {difference}",
     )
+
+
+def _steps(report: Report) -> Table:
+    """What a token costs; without rates where the bytes are not known or a run drew one token."""
+    header = ("prompt", "engine", "operations a token", "weights", "read a token", "GB/s")
+    header += ("of a copy",) if report.copy_bytes_per_s else ()
+    rows = []
+    for result in report.finished:
+        for name, runs in result.runs.items():
+            cost = report.steps.get(name)
+            if cost is None:
+                continue
+            cells = (str(result.prompt_tokens), name, str(cost.operations), readable_bytes(cost.weights_bytes))
+            read = cost.read_bytes.get(result.prompt_tokens, 0)
+            rate = read * summaries(runs)["decode_tps"].median
+            cells += (readable_bytes(read), f"{rate / 1e9:.1f}") if rate else ("", "")
+            if report.copy_bytes_per_s:
+                cells += (f"{rate / report.copy_bytes_per_s:.0%}",) if rate else ("",)
+            rows.append(cells)
+    return Table("A step of decoding", header, tuple(rows))
 
 
 def _cold(report: Report) -> Table:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from russet.bench.peers import PEERS, require_peer
+from russet.bench.shape_configs import SHAPES
 from russet.engine.cli.bench_kernels import kernels
 from russet.engine.cli.bench_output import check_writable, listener, write_json
 from russet.engine.cli.bench_prefill import prefill
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
+    from russet.bench.benchmark import Plan
     from russet.bench.report import Report
+    from russet.bench.shapes import ShapeModel
 
 
 class Lengths(click.ParamType):
@@ -40,7 +43,9 @@ def command() -> None:
 
 
 @command.command()
-@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Catalog name, folder, or repository.")
+@click.option("-m", "--model", help=f"Catalog name, folder, or repository.  [default: {DEFAULT_MODEL}]")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="A model of this shape with random weights instead.")
+@click.option("--bits", type=click.Choice(["2", "4", "8", "16"]), help="Bits a weight of --shape.  [default: 4]")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Time this engine as well.")
 @click.option("--prompt-lengths", type=Lengths(), default="512,2048", show_default=True, help="Tokens of the prompts.")
 @click.option("--generate", type=click.IntRange(1), default=128, show_default=True, help="Tokens drawn per run.")
@@ -62,13 +67,14 @@ def command() -> None:
     metavar="[FILE]",
     help="Write every measured value as JSON to FILE, or to standard output in place of the table.",
 )
-def decode(model: str, json_file: str | None, **settings: Any) -> None:
+def decode(model: str | None, json_file: str | None, **settings: Any) -> None:
     """Time prefill and decoding, engines alternating, in one process.
 
-    Prompts are real text of exactly the lengths asked for; decoding is greedy and goes on past the end of the
-    reply. Ratios above 1 say that Russet is faster. docs/benchmarks.md defines every number. Ctrl-C shows what was
-    finished and exits with 130.
+    Prompts are real text of exactly the lengths asked for; with --shape they and the weights are random. Decoding is
+    greedy and goes on past the end of the reply. Ratios above 1 say that Russet is faster. docs/benchmarks.md defines
+    every number. Ctrl-C shows what was finished and exits with 130.
     """
+    _check_shape(model, settings)
     settings["peers"] = tuple(dict.fromkeys(settings["peers"]))
     for peer in settings["peers"]:
         require_peer(peer)
@@ -76,7 +82,17 @@ def decode(model: str, json_file: str | None, **settings: Any) -> None:
     _measure(model, settings, json_file)
 
 
-def _measure(model: str, settings: dict[str, Any], json_file: str | None) -> None:
+def _check_shape(model: str | None, settings: dict[str, Any]) -> None:
+    """Refuse options that contradict each other, and make a number of --bits."""
+    shape, bits = settings["shape"], settings["bits"]
+    if shape and (model or settings["cold"]):
+        raise click.UsageError("--shape is a model in memory; leave out --model and --cold.")
+    if bits and not shape:
+        raise click.UsageError("--bits belongs to --shape; a folder's weights have the bits that they have.")
+    settings["bits"] = int(bits or 4) if shape else None
+
+
+def _measure(model: str | None, settings: dict[str, Any], json_file: str | None) -> None:
     """Measure and publish; what was finished is published also where the rest fails or is interrupted."""
     import mlx.core as mx
 
@@ -84,7 +100,7 @@ def _measure(model: str, settings: dict[str, Any], json_file: str | None) -> Non
 
     plan = Plan(**settings)
     before = mx.get_active_memory()
-    loaded = load_model(model, plan.dtype, None)
+    loaded = _random(plan) if plan.shape else load_model(model or DEFAULT_MODEL, plan.dtype, None)
     mx.clear_cache()
     weights_bytes = mx.get_active_memory() - before
     report = new_report(loaded, plan)
@@ -97,6 +113,14 @@ def _measure(model: str, settings: dict[str, Any], json_file: str | None) -> Non
             _publish(report, json_file)
         raise
     _publish(report, json_file)
+
+
+def _random(plan: Plan) -> ShapeModel:
+    from russet.bench.shapes import random_model
+    from russet.models.loading import DTYPES
+
+    assert plan.shape is not None and plan.bits is not None
+    return random_model(plan.shape, plan.bits, DTYPES[plan.dtype] if plan.dtype else None)
 
 
 def _publish(report: Report, json_file: str | None) -> None:
