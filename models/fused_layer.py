@@ -182,21 +182,28 @@ def _form(weight: Weight, dtype: mx.Dtype, bias: bool = False, gains: int = 0) -
     if weight.bits not in BITS or weight.group_size not in GROUPS:
         raise UnsupportedModelError(f"{weight.bits}-bit weights in groups of {weight.group_size}")
     k = weight.weight.shape[1] * 32 // weight.bits
-    return Form(k, Format(weight.bits, weight.group_size, False), dtype, bias, gains)
+    return Form(k, Format(weight.bits, weight.group_size, _balanced(weight)), dtype, bias, gains)
+
+
+def _balanced(weight: Affine) -> bool:
+    """Whether the levels are (q - 1.5) scale, to the bit, so that offsets need not be read."""
+    return weight.bits == 2 and bool(mx.all(weight.biases == -1.5 * weight.scales))
 
 
 def _parts(weight: Weight, form: Form, bias: mx.array, gains: tuple[mx.array, ...]) -> Parts:
     absent = none(form.dtype)
     if isinstance(weight, mx.array):
         return Parts(weight.astype(form.dtype), absent, absent, bias, gains)
-    return Parts(weight.weight, weight.scales.astype(form.dtype), weight.biases.astype(form.dtype), bias, gains)
+    scales, offsets = weight.scales.astype(form.dtype), weight.biases.astype(form.dtype)
+    return Parts(weight.weight, scales, absent if form.kind.balanced else offsets, bias, gains)
 
 
 def _weight(form: Form, parts: Parts) -> Weight:
     """A sheet's rows as a linear map or an embedding holds them."""
     if form.kind.bits >= 16:
         return parts.w
-    return Affine(parts.w, parts.scales, parts.offsets, form.kind.group, form.kind.bits)
+    offsets = -1.5 * parts.scales if form.kind.balanced else parts.offsets
+    return Affine(parts.w, parts.scales, offsets, form.kind.group, form.kind.bits)
 
 
 def _gain(norm: object) -> mx.array:

@@ -12,7 +12,11 @@ from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.rows import RING
 from russet.kernels import base
+from russet.kernels.packed import Format
+from russet.kernels.sheet import parts_of
 from russet.models.decoder import Decoder
+from russet.models.fused_layer import _sheet
+from russet.models.linear import Affine, Quantized
 from russet.models.loading import load_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -98,3 +102,15 @@ def test_layers_in_several_formats_are_said_not_to_fit(by_reference, caplog: pyt
     decoder.blocks[0].gate_up.maps.append(decoder.blocks[0].down)
     assert decoder._fused_step() is None
     assert "projections of one input in several formats" in caplog.text
+
+
+@pytest.mark.parametrize(("low", "balanced"), [(-1.5, True), (-1.25, False)])
+def test_two_bit_weights_with_middle_levels_lose_their_offsets(low: float, balanced: bool) -> None:
+    w = mx.random.randint(0, 1 << 16, (8, 6), mx.uint32, mx.random.key(1))
+    scales = mx.random.uniform(0.5, 1, (8, 3), key=mx.random.key(2)).astype(mx.float16)
+    linear = Quantized(Affine(w, scales, low * scales, 32, 2))
+    before = linear(mx.ones((1, 96), mx.float16))
+    form, sheet = _sheet(linear, dtype=mx.float16)
+    assert form.kind == Format(2, 32, balanced)
+    assert mx.array_equal(linear(mx.ones((1, 96), mx.float16)), before)
+    assert mx.array_equal(parts_of(form, sheet).w, w)
