@@ -12,29 +12,14 @@ from russet.bench.shape_configs import SHAPES
 from russet.engine.cli.bench_kernels import kernels
 from russet.engine.cli.bench_output import check_writable, listener, write_json
 from russet.engine.cli.bench_prefill import prefill
+from russet.engine.cli.bench_roofline import roofline
+from russet.engine.cli.lengths import Lengths
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
     from russet.bench.benchmark import Plan
     from russet.bench.report import Report
     from russet.bench.shapes import ShapeModel
-
-
-class Lengths(click.ParamType):
-    """`N,N,...`: numbers of tokens, each at least 1."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            lengths = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            lengths = ()
-        if not lengths or min(lengths) < 1:
-            self.fail(f"{value!r} is not a list of whole numbers above 0, as in 512,2048.", param, ctx)
-        return lengths
 
 
 @click.group()
@@ -134,3 +119,4 @@ def _publish(report: Report, json_file: str | None) -> None:
 
 command.add_command(kernels)
 command.add_command(prefill)
+command.add_command(roofline)
