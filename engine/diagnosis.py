@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from russet.engine.paths import cache_root, documents_dir, prefixes_dir
 from russet.engine.storage import folder_bytes, readable_bytes
+
+if TYPE_CHECKING:
+    from russet.kernels.report import Report
 
 # Distribution, and what it adds.
 _CUDA = "mlx-cuda-13"
@@ -25,12 +28,16 @@ _EXTRAS = (("mlx-lm", "architectures that Russet has no family for"),)
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; `value` is its JSON form, `problem` a sentence if Russet cannot work like this."""
+    """One line of the diagnosis; `value` is its JSON form, `problem` a sentence if Russet cannot work like this.
+
+    `table` has a header and rows where one line does not say it all.
+    """
 
     key: str
     text: str
     value: Any
     problem: str = ""
+    table: tuple[tuple[str, ...], ...] = ()
 
 
 def diagnose() -> list[Finding]:
@@ -118,13 +125,30 @@ def _contention() -> str:
 
 
 def _kernels() -> Finding:
-    from russet.kernels.registry import kernels
+    from russet.kernels.report import reports
 
-    found = [kernel.status() for kernel in kernels()]
-    value = [asdict(status) for status in found]
-    if len(reasons := {status.reason for status in found}) == 1 and not found[0].serves:
+    found = reports()
+    value = [asdict(report) | {"error": report.error} for report in found]
+    if len(reasons := {report.reason for report in found}) == 1 and not found[0].serves:
         return Finding("kernels", f"none: {reasons.pop()}", value)
-    return Finding("kernels", "; ".join(status.line() for status in found), value)
+    serving = sum(report.serves for report in found)
+    text = f"{serving} of {len(found)} serve"
+    return Finding("kernels", text, value, table=(_KERNEL_HEADER, *map(_kernel_row, found)))
+
+
+_KERNEL_HEADER = ("kernel", "simulated", "variants checked", "error", "Russet", "MLX", "serves")
+
+
+def _kernel_row(report: Report) -> tuple[str, ...]:
+    serves = "yes" if report.serves else "no"
+    return (
+        report.name,
+        "yes" if report.simulated else "no",
+        f"{len(report.checks)} of {report.variants}",
+        "" if report.error is None else f"{report.error:.1e}",
+        *("" if seconds is None else f"{seconds * 1e6:.1f} us" for seconds in (report.russet_s, report.mlx_s)),
+        f"{serves}: {report.reason}" if report.reason else serves,
+    )
 
 
 def _expansion() -> Finding:

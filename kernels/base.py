@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
+from weakref import WeakSet
 
 import mlx.core as mx
 import numpy as np
@@ -24,6 +25,7 @@ Mode = Literal["on", "reference", "off"]
 Inputs = Sequence[mx.array]
 
 _log = logging.getLogger("russet")
+_made: dict[str, WeakSet[Kernel]] = {}
 
 
 @cache
@@ -62,22 +64,6 @@ class Check:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A kernel as `russet doctor` shows it; `reason` says why it does not serve."""
-
-    name: str
-    serves: bool
-    reason: str
-    checks: tuple[Check, ...]
-
-    def line(self) -> str:
-        if not self.serves:
-            return f"{self.name}: off, {self.reason}"
-        worst = max((check.error for check in self.checks if check.error is not None), default=0.0)
-        return f"{self.name}: serves, {len(self.checks)} variants checked, error at most {worst:.1e}"
-
-
 @dataclass(eq=False)
 class Kernel:
     """One body in kernels/src with its contract; calling it computes the operation, by the body or by the reference.
@@ -102,10 +88,18 @@ class Kernel:
     _checks: dict[str, Check] = field(default_factory=dict, init=False, repr=False)
     _disabled: str = field(default="", init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        _made.setdefault(self.name, WeakSet()).add(self)
+
     @property
     def disabled(self) -> str:
         """Why it was switched off on this device, "" if it was not."""
         return self._disabled
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What the checks of this process found, in their order."""
+        return tuple(self._checks.values())
 
     def __call__(self, *inputs: mx.array) -> list[mx.array]:
         key = tuple((array.shape, array.dtype) for array in inputs)
@@ -137,20 +131,6 @@ class Kernel:
                 self._disable(f"{reason} ({variant})")
         return self._checks[variant]
 
-    def status(self) -> Status:
-        """Check a variant of each input type on this device, and say whether the kernel serves.
-
-        Variants that have served were checked before; all of them would take minutes to compile on CUDA.
-        """
-        target = backend()
-        if mode() != "on":
-            return Status(self.name, False, f"RUSSET_KERNELS={mode()}", ())
-        if target is None:
-            return Status(self.name, False, "MLX computes on a CPU here", ())
-        for inputs in {inputs[0].dtype: inputs for inputs in self.examples(target)}.values():
-            self.check(inputs, target)
-        return Status(self.name, not self._disabled, self._disabled, tuple(self._checks.values()))
-
     @cached_property
     def _compiled(self) -> Callable[..., list[mx.array]]:
         target = backend() or "metal"
@@ -181,6 +161,11 @@ class Kernel:
         if not self._disabled:
             _log.warning("Kernel %s is switched off, and MLX's operations serve: %s.", self.name, reason)
         self._disabled = self._disabled or reason
+
+
+def made(name: str) -> list[Kernel]:
+    """The kernels that this process made under one name: those made to measure have one for each form."""
+    return list(_made.get(name, ()))
 
 
 def relative_error(found: mx.array, expected: mx.array) -> float:

@@ -4,6 +4,26 @@ from __future__ import annotations
 
 from russet.kernels.base import Kernel
 
+SIMULATED = frozenset(
+    (
+        "attend_decode.metal",
+        "attend_shared.metal",
+        "embed_row.metal",
+        "importance_rows.metal",
+        "importance_stats.metal",
+        "merge_matvec.metal",
+        "norm_matvec.metal",
+        "q2_lanes.metal",
+        "q2_tiles.metal",
+        "residual_matvec.metal",
+        "sigmoid_decode.metal",
+        "sigmoid_prefill.metal",
+        "sparse_down.metal",
+        "sparse_gate_up.metal",
+    )
+)
+"""Bodies whose Metal text tests/kernels/test_simulated.py runs on a CPU."""
+
 
 def kernels() -> tuple[Kernel, ...]:
     """Operations that are made to measure, such as the matrix-vector kernels, in one form each."""

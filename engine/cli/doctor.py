@@ -13,8 +13,9 @@ from russet.engine.cli.table import print_table
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Show the versions, the device, the BLAS that serves and its speed, the cache, and what is broken.
+    """Show the versions, the device, the BLAS that serves and its speed, the kernels, the cache, and what is broken.
 
+    On a GPU every kernel is checked and timed beside MLX, which takes a minute where kernels were not compiled before.
     Exits with 1 if something that Russet cannot do without is broken.
     """
     from russet.engine.diagnosis import diagnose
@@ -26,6 +27,9 @@ def command(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(report, indent=2))
     else:
         print_table((), [(finding.key, finding.text) for finding in findings])
+        for header, *rows in (finding.table for finding in findings if finding.table):
+            click.echo()
+            print_table(header, rows)
         for problem in problems:
             click.echo(f"russet: {problem}", err=True)
     if problems:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -9,8 +8,9 @@ from click.testing import CliRunner
 from russet.engine import device, diagnosis
 from russet.engine.cli.doctor import command
 from russet.engine.diagnosis import cpu_speed, diagnose
-from russet.kernels import base, registry
-from russet.kernels.base import Check, Status
+from russet.kernels import base, registry, report
+from russet.kernels.base import Check
+from russet.kernels.report import Report
 from russet.models import crossovers
 
 
@@ -73,23 +73,38 @@ def test_other_programs_get_a_line_a_finding():
 
 
 def test_kernels_say_what_their_check_found(monkeypatch):
-    sound = Status("fast", True, "", (Check("T=float16", 2e-4), Check("T=float32", 3e-7)))
-    broken = Status("broken", False, "it does not run: no such name", (Check("T=float16", None, "it does not run"),))
-    shown = [SimpleNamespace(status=lambda status=status: status) for status in (sound, broken)]
-    monkeypatch.setattr(registry, "kernels", lambda: shown)
+    checks = (Check("T=float16", 2e-4), Check("T=float32", 3e-7))
+    sound = Report("fast", True, True, "", checks, 9, 12.04e-6, 35e-6)
+    broken = Report("broken", False, False, "it does not run: no such name", (Check("T=float16", None),), 3)
+    monkeypatch.setattr(report, "reports", lambda: [sound, broken])
     found = next(finding for finding in diagnose() if finding.key == "kernels")
-    assert found.text == (
-        "fast: serves, 2 variants checked, error at most 2.0e-04; broken: off, it does not run: no such name"
-    )
+    assert found.text == "1 of 2 serve"
+    header, *rows = found.table
+    assert dict(zip(header, rows[0], strict=True)) == {
+        "kernel": "fast",
+        "simulated": "yes",
+        "variants checked": "2 of 9",
+        "error": "2.0e-04",
+        "Russet": "12.0 us",
+        "MLX": "35.0 us",
+        "serves": "yes",
+    }
+    assert rows[1] == ("broken", "no", "1 of 3", "", "", "", "no: it does not run: no such name")
     assert found.value[0]["checks"][0] == {"variant": "T=float16", "error": 2e-4, "reason": ""}
+    assert (found.value[0]["error"], found.value[0]["mlx_s"]) == (2e-4, 35e-6)
     assert found.value[1]["serves"] is False
     assert found.problem == ""
+    run = CliRunner().invoke(command)
+    assert "kernels\t1 of 2 serve\n" in run.stdout
+    assert run.stdout.endswith("\n\n" + "\t".join(rows[0]) + "\n" + "\t".join(rows[1]) + "\n")
+    assert json.loads(CliRunner().invoke(command, ["--json"]).stdout)["kernels"][0]["russet_s"] == 12.04e-6
 
 
 def test_kernels_without_a_gpu_take_one_word(monkeypatch):
-    monkeypatch.setattr(base, "backend", lambda: None)
+    monkeypatch.setattr(report, "backend", lambda: None)
     found = next(finding for finding in diagnose() if finding.key == "kernels")
     assert found.text == "none: MLX computes on a CPU here"
+    assert found.table == ()
     assert [kernel["name"] for kernel in found.value] == [kernel.name for kernel in registry.kernels()]
 
 

@@ -65,12 +65,8 @@ def test_a_sound_kernel_serves_and_says_so(double, caplog):
     kernel = double()
     (x,) = inputs(100)
     assert mx.array_equal(kernel(x)[0], 2 * x)
-    status = kernel.status()
-    assert (status.serves, status.reason) == (True, "")
-    assert [(check.variant, check.error) for check in status.checks] == [
-        ("T=float32 float32", 0.0),
-        ("T=float16 float16", 0.0),
-    ]
+    assert kernel.disabled == ""
+    assert [(check.variant, check.error) for check in kernel.checks] == [("T=float32 float32", 0.0)]
     assert caplog.records == []
 
 
@@ -102,13 +98,13 @@ def test_a_broken_kernel_warns_once_and_the_reference_serves(double, caplog, sou
         for size in (40, 50, 60):
             (x,) = inputs(size)
             assert mx.array_equal(kernel(x)[0], 2 * x)
-        status = kernel.status()  # looks at another variant, which is as broken
+        kernel.check(inputs(dtype=mx.float16), "metal")  # another variant, which is as broken
     (record,) = caplog.records
     assert record.name == "russet"
     assert record.getMessage().startswith(f"Kernel double is switched off, and MLX's operations serve: {reason}")
-    assert not status.serves
-    assert status.reason.startswith(reason)
-    assert status.reason.endswith("(T=float32 float32)")
+    assert len(kernel.checks) == 2
+    assert kernel.disabled.startswith(reason)
+    assert kernel.disabled.endswith("(T=float32 float32)")
 
 
 def test_without_a_gpu_the_reference_serves(double, monkeypatch):
@@ -117,7 +113,7 @@ def test_without_a_gpu_the_reference_serves(double, monkeypatch):
     monkeypatch.setattr(base, "build", lambda *_: pytest.fail("a kernel was built"))
     (x,) = inputs()
     assert mx.array_equal(kernel(x)[0], 2 * x)
-    assert (kernel.status().serves, kernel.status().reason) == (False, "MLX computes on a CPU here")
+    assert kernel.checks == ()
 
 
 @pytest.mark.parametrize("chosen", ["off", "reference"])
@@ -127,7 +123,7 @@ def test_the_environment_switches_kernels_off(double, monkeypatch, chosen):
     monkeypatch.setattr(base, "build", lambda *_: pytest.fail("a kernel was built"))
     (x,) = inputs()
     assert mx.array_equal(kernel(x)[0], 2 * x)
-    assert kernel.status().reason == f"RUSSET_KERNELS={chosen}"
+    assert kernel.checks == ()
 
 
 def test_another_value_is_refused(monkeypatch):
