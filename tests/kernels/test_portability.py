@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 from address_spaces import CLANG, address_space_errors
 from msl_lint import lint_body, lint_declarations, lint_header
+from msl_names import declared_names
 from msl_signature import metal_source
 
 from russet.kernels.backend import SOURCES, header, text
@@ -31,6 +34,14 @@ def test_headers_keep_to_the_portable_subset(name):
 
 def test_the_metal_prelude_names_address_spaces():
     assert lint_declarations(text("prelude_metal.h")) == []
+
+
+def test_headers_share_no_name():
+    """Any two may come together, and what a prelude declares for its own use only one compiler sees."""
+    headers = sorted(path.name for path in SOURCES.glob("*.h"))
+    for first, second in combinations(headers, 2):
+        if {first, second} != {"prelude_metal.h", "prelude_cuda.h"}:
+            assert declared_names(text(first)) & declared_names(text(second)) == set(), f"{first} and {second}"
 
 
 @pytest.mark.skipif(CLANG is None, reason="no clang: install clang 16 or later")
