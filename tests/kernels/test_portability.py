@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 from address_spaces import CLANG, address_space_errors
+from cuda_source import USABLE, cuda_source, nvrtc_errors
 from msl_lint import lint_body, lint_declarations, lint_header
 from msl_names import declared_names
 from msl_signature import metal_source
@@ -58,3 +59,19 @@ def test_address_spaces(kernel):
             launch.template,
         )
         assert address_space_errors(metal, function, arguments) == []
+
+
+@pytest.mark.skipif(not USABLE, reason="no NVRTC: tests/metalsim/cuda_source.py says where it comes from")
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_kernel_compiles_for_cuda(kernel):
+    assert nvrtc_errors(cuda_source(kernel, next(kernel.examples("cuda")))) == []
+
+
+@pytest.mark.skipif(not USABLE, reason="no NVRTC: tests/metalsim/cuda_source.py says where it comes from")
+def test_what_cuda_refuses_is_found():
+    kernel = KERNELS[0]
+    source = cuda_source(kernel, next(kernel.examples("cuda")))
+    (error,) = nvrtc_errors(source.replace("namespace mlx::core::cu {\n__global__", "int load_words;\n__global__", 1))[
+        :1
+    ]
+    assert "load_words" in error
