@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 from metalsim import ORDERS, metal_kernel
 
@@ -9,29 +11,31 @@ from russet.kernels.backend import header, text
 from russet.kernels.base import Inputs, Kernel
 
 
-def simulate(
-    kernel: Kernel, inputs: Inputs, order: str = "forward", fill: int = 0xFF, guard_start: bool = False
-) -> list[mx.array]:
+def simulate(kernel: Kernel, inputs: Inputs, **options: Any) -> list[mx.array]:
+    """The outputs; `options` are those of metalsim's call."""
     launch = kernel.launch("metal", *inputs)
     source, preamble = text(kernel.body), header(kernel.headers, "metal")
     run = metal_kernel(kernel.name, kernel.inputs, kernel.outputs, source, preamble, not kernel.strided)
-    return run(
-        inputs=inputs,
-        grid=launch.grid,
-        threadgroup=launch.threadgroup,
-        template=launch.template,
-        output_shapes=launch.output_shapes,
-        output_dtypes=launch.output_dtypes,
-        order=order,
-        fill=fill,
-        guard_start=guard_start,
-    )
+    call = {
+        "inputs": inputs,
+        "grid": launch.grid,
+        "threadgroup": launch.threadgroup,
+        "template": launch.template,
+        "output_shapes": launch.output_shapes,
+        "output_dtypes": launch.output_dtypes,
+    }
+    return run(**(call | options))
+
+
+def first_threadgroup(kernel: Kernel, inputs: Inputs) -> None:
+    """Run one threadgroup: enough to see that its memory is not too large."""
+    simulate(kernel, inputs, grid=kernel.launch("metal", *inputs).threadgroup)
 
 
 def simulate_all_orders(kernel: Kernel, inputs: Inputs) -> list[mx.array]:
     """The outputs, which have to be the same bits in every order of threads and over any earlier contents."""
     runs = [
-        simulate(kernel, inputs, order, fill, guard_start=order == "reverse")
+        simulate(kernel, inputs, order=order, fill=fill, guard_start=order == "reverse")
         for order, fill in zip(ORDERS, (0xFF, 0x00, 0x5A), strict=True)
     ]
     for others in runs[1:]:
