@@ -18,6 +18,7 @@ from russet.models import crossovers
 def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(diagnosis, "cpu_speed", lambda: (123.4, 5.6))
+    monkeypatch.setattr(report, "backend", lambda: None)  # on a GPU every diagnosis would time the kernels
 
 
 def values() -> dict:
@@ -100,8 +101,7 @@ def test_kernels_say_what_their_check_found(monkeypatch):
     assert json.loads(CliRunner().invoke(command, ["--json"]).stdout)["kernels"][0]["russet_s"] == 12.04e-6
 
 
-def test_kernels_without_a_gpu_take_one_word(monkeypatch):
-    monkeypatch.setattr(report, "backend", lambda: None)
+def test_kernels_without_a_gpu_take_one_word():
     found = next(finding for finding in diagnose() if finding.key == "kernels")
     assert found.text == "none: MLX computes on a CPU here"
     assert found.table == ()
