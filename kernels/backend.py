@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,12 +31,21 @@ def text(name: str) -> str:
 
 def header(includes: Sequence[str], target: Backend) -> str:
     """The text in front of a kernel function: the back-end's prelude, then the headers that the body names."""
-    return "\n".join(text(name) for name in (f"prelude_{target}.h", *includes))
+    return "\n".join(_short(_file(name, target), target) for name in ("prelude.h", *includes))
+
+
+def body(name: str, inputs: Sequence[str], target: Backend) -> str:
+    """The text of a kernel function. MLX looks there for the inputs' shapes and strides that it is to pass."""
+    if target == "metal":
+        return _short(name, target)
+    suffixes = ("_shape", "_strides", "_ndim")
+    used = [each + suffix for each in inputs for suffix in suffixes if each + suffix in text(name)]
+    return f"// {' '.join(used)}\n{_short(name, target)}"
 
 
 def build(
     name: str,
-    body: str,
+    body_file: str,
     includes: Sequence[str],
     inputs: Sequence[str],
     outputs: Sequence[str],
@@ -52,7 +62,28 @@ def build(
         name=name,
         input_names=list(inputs),
         output_names=list(outputs),
-        source=text(body),
+        source=body(body_file, inputs, target),
         header=header(includes, target),
         ensure_row_contiguous=not strided,
     )
+
+
+def _file(name: str, target: Backend) -> str:
+    """The back-end's own form of a header that has one for each."""
+    own = name.replace(".h", f"_{target}.h")
+    return own if (SOURCES / own).exists() else name
+
+
+@cache
+def _short(name: str, target: Backend) -> str:
+    """A file for the compiler, in few characters: MLX hashes the whole text at every launch, 0.3 us a kilobyte.
+
+    CUDA's compiler reads files, so an include will do. Metal's takes text only, so it goes without comments and
+    indentation.
+    """
+    path = str(SOURCES / name)
+    if target == "cuda" and not set(path) & set('"\\\n'):
+        return f'#include "{path}"'
+    lines = (re.sub(r"\s+", " ", line.partition("//")[0]).strip() for line in text(name).splitlines())
+    tight = (line if line.startswith("#") else re.sub(r" ?([,;(){}=?]) ?", r"\1", line) for line in lines)
+    return "\n".join(line for line in tight if line)

@@ -26,7 +26,7 @@ def embed_row(form: Form, scale: float) -> Kernel:
     return Kernel(
         name="embed_row",
         body="embed_row.metal",
-        headers=("matvec.h",),
+        headers=("matvec.h", "unpack.h"),
         inputs=("token", "sheet"),
         outputs=("out",),
         reference=partial(_reference, form, scale),

@@ -51,7 +51,7 @@ def gate_up(activation: Activation) -> Kernel:
     return Kernel(
         name=f"sparse_gate_up_{activation}",
         body="sparse_gate_up.metal",
-        headers=("matvec.h", "sparse_rows.h"),
+        headers=("matvec.h", "activations.h", "sparse_rows.h"),
         inputs=("x", "gain", "w", "scales", "offsets", "settings"),
         outputs=("out",),
         reference=partial(_gate_up_reference, activation),
@@ -194,7 +194,7 @@ def _examples_down(target: Backend) -> Iterator[Inputs]:
 DOWN = Kernel(
     name="sparse_down",
     body="sparse_down.metal",
-    headers=("matvec.h", "sparse_rows.h"),
+    headers=("matvec.h", "activations.h", "sparse_rows.h"),
     inputs=("a", "residual", "w", "scales", "offsets"),
     outputs=("out",),
     reference=_down_reference,

@@ -147,35 +147,3 @@ inline void multiply(thread const chunk_rows<BITS, COUNT>& rows, TG(float) waiti
     sum[o] += word_dot<T, BITS>::finish(product, total, rows.scale[o], rows.offset[o]);
   }
 }
-
-// What is applied to a gate: 1 SiLU, 2 GELU by tanh, 3 ReLU, 4 GELU by the error function.
-template <int ACT> inline float activated(float x) {
-  if (ACT == 1) return x / (1.0f + metal::exp(-x));
-  if (ACT == 2) return x / (1.0f + metal::exp(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-  if (ACT == 3) return x > 0.0f ? x : 0.0f;
-  // erf, Abramowitz and Stegun 7.1.26: off by 1.5e-7 at most.
-  const float z = (x < 0.0f ? -x : x) * 0.7071067811865476f, t = 1.0f / (1.0f + 0.3275911f * z);
-  const float tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-  const float erf = 1.0f - tail * metal::exp(-z * z);
-  return 0.5f * x * (1.0f + (x < 0.0f ? -erf : erf));
-}
-
-// Chunk `at` of one row, as numbers.
-template <typename T, int BITS, int G>
-inline void unpack(const device uint* w, const device T* scales, const device T* offsets, uint k, uint row, uint at,
-                   thread float* value) {
-  constexpr int RUN = packing<BITS>::RUN, per_word = 32 / BITS;
-  chunk_rows<BITS, 1> rows;
-  fetch<T, BITS, G, 0, 1>(w, scales, offsets, k, at, &row, rows);
-#pragma unroll
-  for (int i = 0; i < packing<BITS>::WORDS; i++) {
-    const uint word = rows.run[0][i / RUN].word[i % RUN];
-    if (BITS >= 16) {
-      number<T>::widen(word, value + i * per_word);
-    } else {
-#pragma unroll
-      for (int j = 0; j < per_word; j++)
-        value[i * per_word + j] = float(word >> (BITS * j) & ((1u << (BITS & 15)) - 1u)) * rows.scale[0] + rows.offset[0];
-    }
-  }
-}

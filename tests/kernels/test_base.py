@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -136,10 +138,26 @@ def test_the_error_of_nothing_is_not_a_number():
     assert math.isnan(base.relative_error(mx.array([math.nan]), mx.ones((1,))))
 
 
-def test_cuda_kernels_are_made_on_demand(monkeypatch):
+def test_cuda_kernels_are_made_on_demand_out_of_files(monkeypatch):
     made = []
     monkeypatch.setattr(mx.fast, "cuda_kernel", lambda **options: made.append(options) or options)
-    backend_module.build("q2_tiles", "q2_tiles.metal", ("q2.h",), ("x", "w", "scales"), ("out",), "cuda")
+    headers, inputs = ("matrices.h", "q2.h"), ("x", "w", "scales")
+    backend_module.build("q2_tiles", "q2_tiles.metal", headers, inputs, ("out",), "cuda")
     (options,) = made
-    assert options["header"].startswith(backend_module.text("prelude_cuda.h"))
-    assert options["source"] == backend_module.text("q2_tiles.metal")
+    files = [Path(line.split('"')[1]) for text in (options["header"], options["source"]) for line in includes(text)]
+    assert [file.name for file in files] == ["prelude_cuda.h", "matrices_cuda.h", "q2.h", "q2_tiles.metal"]
+    assert all(file.is_file() for file in files)
+    # MLX passes the shapes that it finds in the text.
+    assert options["source"].splitlines()[0] == "// x_shape w_shape"
+    assert len(options["header"]) + len(options["source"]) < 1000
+
+
+def includes(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("#include")]
+
+
+def test_metals_text_is_short_and_says_the_same():
+    long, short = backend_module.text("matvec.h"), backend_module.header(("matvec.h",), "metal")
+    assert "//" not in short
+    assert len(backend_module.header(("matvec.h",), "metal")) < 0.8 * len(backend_module.text("prelude_metal.h") + long)
+    assert "".join(re.sub("//.*", "", long).split()) in "".join(short.split())

@@ -6,7 +6,7 @@ import sys
 import pytest
 from msl_signature import metal_source
 
-from russet.kernels.backend import header, text
+from russet.kernels.backend import body, header
 from russet.kernels.listing import main, metal_text
 from russet.kernels.registry import kernels
 
@@ -18,7 +18,7 @@ def test_the_listing_is_the_text_that_the_simulator_runs(kernel):
     _, _, simulated = metal_source(
         kernel.name,
         header(kernel.headers, "metal"),
-        text(kernel.body),
+        body(kernel.body, kernel.inputs, "metal"),
         list(zip(kernel.inputs, inputs, strict=True)),
         list(zip(kernel.outputs, launch.output_dtypes, strict=True)),
         launch.template,

@@ -36,7 +36,7 @@ BFLOAT = (
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: install g++ or clang++")
 @pytest.mark.parametrize("replaced", [(), BFLOAT], ids=["float16", "bfloat16"])
 def test_every_weight_becomes_its_level(replaced):
-    prelude = text("prelude_metal.h")
+    prelude = text("prelude_metal.h") + text("matrices_metal.h")
     for old, new in replaced:
         assert old in prelude
         prelude = prelude.replace(old, new)
@@ -53,4 +53,4 @@ def test_every_weight_becomes_its_level(replaced):
 
 
 def test_cuda_writes_into_the_mantissa_that_the_test_above_takes():
-    assert "struct mantissa<__nv_bfloat16> { enum { bits = 7, bias = 127 }; };" in text("prelude_cuda.h")
+    assert "struct mantissa<__nv_bfloat16> { enum { bits = 7, bias = 127 }; };" in text("matrices_cuda.h")

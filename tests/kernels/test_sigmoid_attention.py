@@ -8,9 +8,9 @@ import pytest
 from kernel_runs import simulate_all_orders
 from metalsim import COMPILER, metal_kernel
 
+from russet.kernels import backend as sources
 from russet.kernels import base
 from russet.kernels import sigmoid_attention as module
-from russet.kernels.backend import header, text
 from russet.kernels.base import variant_name
 from russet.kernels.sigmoid_attention import DECODE, PREFILL, random_inputs, reference, sigmoid_attention
 
@@ -89,7 +89,8 @@ def simulated(monkeypatch):
     ran = []
 
     def build(name, body, headers, inputs, outputs, target, strided):
-        run = metal_kernel(name, inputs, outputs, text(body), header(headers, target), not strided)
+        source, header = sources.body(body, inputs, target), sources.header(headers, target)
+        run = metal_kernel(name, inputs, outputs, source, header, not strided)
         return lambda **options: ran.append(name) or run(**options)
 
     monkeypatch.delenv("RUSSET_KERNELS", raising=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 from msl_signature import shape_arguments
 
-from russet.kernels.backend import header, text
+from russet.kernels import backend
 from russet.kernels.base import Inputs, Kernel
 
 _PACKAGES = Path(os.environ.get("NVRTC_PACKAGES") or sysconfig.get_paths()["purelib"])
@@ -47,7 +47,7 @@ _OPTIONS = ("--device-as-default-execution-space", "--std=c++20", "--gpu-archite
 
 def cuda_source(kernel: Kernel, inputs: Inputs) -> str:
     """The whole text for one call."""
-    launch, body = kernel.launch("cuda", *inputs), text(kernel.body)
+    launch, body = kernel.launch("cuda", *inputs), backend.body(kernel.body, kernel.inputs, "cuda")
     parameters = []
     kinds = {"_shape": "Shape", "_strides": "Strides", "_ndim": "int"}
     for name, array in zip(kernel.inputs, inputs, strict=True):
@@ -61,7 +61,7 @@ def cuda_source(kernel: Kernel, inputs: Inputs) -> str:
         for name, value in launch.template
     ]
     lines = (
-        *(_PREAMBLE, header(kernel.headers, "cuda"), "namespace mlx::core::cu {"),
+        *(_PREAMBLE, backend.header(kernel.headers, "cuda"), "namespace mlx::core::cu {"),
         *(f"__global__ void {kernel.name}({', '.join(parameters)}) {{", *template, body, "}", "}"),
     )
     return "\n".join(lines)

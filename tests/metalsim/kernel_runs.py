@@ -7,14 +7,14 @@ from typing import Any
 import mlx.core as mx
 from metalsim import ORDERS, metal_kernel
 
-from russet.kernels.backend import header, text
+from russet.kernels.backend import body, header
 from russet.kernels.base import Inputs, Kernel
 
 
 def simulate(kernel: Kernel, inputs: Inputs, **options: Any) -> list[mx.array]:
     """The outputs; `options` are those of metalsim's call."""
     launch = kernel.launch("metal", *inputs)
-    source, preamble = text(kernel.body), header(kernel.headers, "metal")
+    source, preamble = body(kernel.body, kernel.inputs, "metal"), header(kernel.headers, "metal")
     run = metal_kernel(kernel.name, kernel.inputs, kernel.outputs, source, preamble, not kernel.strided)
     call = {
         "inputs": inputs,

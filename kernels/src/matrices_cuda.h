@@ -1,0 +1,139 @@
+// Matrix products for the kernel bodies, for CUDA: the names of matrices_metal.h on tensor cores.
+
+// The tensor cores take weights in the type of the input: bfloat16 has 7 bits of mantissa to write into.
+template <typename T> struct mantissa { enum { bits = 10, bias = 15 }; };
+template <> struct mantissa<__nv_bfloat16> { enum { bits = 7, bias = 127 }; };
+template <typename T> struct weight_pair { uint v; };
+template <typename T> inline weight_pair<T> fma_pair(uint pair, uint scale, uint offset) {
+  return {as_type<uint>(__hfma2(as_type<__half2>(pair), as_type<__half2>(scale), as_type<__half2>(offset)))};
+}
+template <> inline weight_pair<__nv_bfloat16> fma_pair<__nv_bfloat16>(uint pair, uint scale, uint offset) {
+  typedef __nv_bfloat162 two;
+  return {as_type<uint>(__hfma2(as_type<two>(pair), as_type<two>(scale), as_type<two>(offset)))};
+}
+
+// Matrix tiles, as in matrices_metal.h, in the register layout of mma.m16n8k16 (PTX ISA, "Matrix fragments").
+inline uint tile_output(uint lane) { return lane >> 2; }
+inline uint tile_word(uint lane) { return lane & 3u; }
+inline uint tile_row(uint lane) { return 2u * (lane & 3u); }
+
+// The input under one word of 16 weights: elements j and j + 8 side by side, as the weights come out of a word. The
+// halves of odd rows change places, so that the rows that one access reads lie in different banks.
+template <typename T> struct tile_unit { uint4 half[2]; };
+
+template <typename T> inline void tile_stage(tile_unit<T>* unit, const T* x, uint row) {
+  const uint4 low = ((const uint4*)x)[0], high = ((const uint4*)x)[1];
+  unit->half[row & 1u] = {__byte_perm(low.x, high.x, 0x5410), __byte_perm(low.x, high.x, 0x7632),
+                          __byte_perm(low.y, high.y, 0x5410), __byte_perm(low.y, high.y, 0x7632)};
+  unit->half[(row & 1u) ^ 1u] = {__byte_perm(low.z, high.z, 0x5410), __byte_perm(low.z, high.z, 0x7632),
+                                 __byte_perm(low.w, high.w, 0x5410), __byte_perm(low.w, high.w, 0x7632)};
+}
+
+template <typename T> inline void tile_clear(tile_unit<T>* unit) {
+  unit->half[0] = {0, 0, 0, 0};
+  unit->half[1] = {0, 0, 0, 0};
+}
+
+// A lane's share of the input: weights j and j + 8 of its word, for one input row.
+template <typename T> struct tile_x { uint pair[8]; };
+
+template <typename T>
+inline void tile_read(tile_x<T>& tile, const tile_unit<T>* unit, uint spread, uint stride, uint rows, uint lane) {
+  uint row = lane >> 2;
+  uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+  if (row < rows) {
+    const tile_unit<T>* from = unit + spread * tile_word(lane) + row * stride;
+    low = from->half[row & 1u];
+    high = from->half[(row & 1u) ^ 1u];
+  }
+  tile.pair[0] = low.x; tile.pair[1] = low.y; tile.pair[2] = low.z; tile.pair[3] = low.w;
+  tile.pair[4] = high.x; tile.pair[5] = high.y; tile.pair[6] = high.z; tile.pair[7] = high.w;
+}
+
+template <typename T> inline tile_x<T> tile_keep(tile_x<T> tile, uint part, uint lane) {
+#pragma unroll
+  for (int j = 0; j < 8; j++) tile.pair[j] = (tile_word(lane) >> 1) == part ? tile.pair[j] : 0u;
+  return tile;
+}
+
+template <typename T> struct tile_type { enum { bfloat = 0 }; };
+template <> struct tile_type<__nv_bfloat16> { enum { bfloat = 1 }; };
+
+#define MMA(TYPE)                                                                                   \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                       \
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                              \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                             \
+               : "r"(low[0].v), "r"(high[0].v), "r"(low[1].v), "r"(high[1].v), "r"(tile.pair[j]), "r"(tile.pair[j + 1]))
+template <typename T>
+inline void tile_multiply(float* sum, weight_pair<T>* low, weight_pair<T>* high, tile_x<T>& tile, uint j) {
+  if constexpr (tile_type<T>::bfloat) MMA("bf16");
+  else MMA("f16");
+}
+#undef MMA
+
+template <typename T> struct alignas(16) run_8 { T value[8]; };
+
+template <typename T> inline void load_8(const T* p, run_8<T>& run) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof run / 16); i++) ((uint4*)&run)[i] = ((const uint4*)p)[i];
+}
+template <typename T> inline void stage_8(run_8<T>* to, const T* from) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof(run_8<T>) / 16); i++)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"((uint)__cvta_generic_to_shared((uint4*)to + i)), "l"((const uint4*)from + i) : "memory");
+}
+inline void stage_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+inline float quick_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+inline float quick_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 16 x 16 matrices, as in matrices_metal.h: operands in words of two elements, as mma.m16n8k16 takes them.
+template <typename T> struct left_16 { uint word[4]; };
+template <typename T> struct right_16 { uint word[4]; };
+
+template <typename T> inline uint word_of(float low, float high) { return as_type<uint>(__floats2half2_rn(low, high)); }
+template <> inline uint word_of<__nv_bfloat16>(float low, float high) {
+  return as_type<uint>(__floats2bfloat162_rn(low, high));
+}
+template <typename T> inline void left_of(left_16<T>& left, float* value) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) left.word[i] = word_of<T>(value[2 * i], value[2 * i + 1]);
+}
+
+#define LOAD_MATRICES(HOW)                                                                   \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" HOW ".shared.b16 {%0,%1,%2,%3}, [%4];"        \
+      : "=r"(right.word[0]), "=r"(right.word[1]), "=r"(right.word[2]), "=r"(right.word[3])   \
+      : "r"((uint)__cvta_generic_to_shared(at)) : "memory")
+template <typename T> inline void right_of_rows(right_16<T>& right, run_8<T>* from, uint stride, uint lane) {
+  run_8<T>* at = from + (lane & 15u) * stride + (lane >> 4);
+  LOAD_MATRICES(".trans");
+}
+template <typename T> inline void right_of_columns(right_16<T>& right, run_8<T>* from, uint stride, uint lane) {
+  run_8<T>* at = from + ((lane & 7u) + 8u * (lane >> 4)) * stride + ((lane >> 3) & 1u);
+  LOAD_MATRICES("");
+}
+#undef LOAD_MATRICES
+
+#define MMA(TYPE)                                                                                            \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                                         \
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                                \
+      : "+f"(sum[4 * h]), "+f"(sum[4 * h + 1]), "+f"(sum[4 * h + 2]), "+f"(sum[4 * h + 3])                   \
+      : "r"(left.word[0]), "r"(left.word[1]), "r"(left.word[2]), "r"(left.word[3]), "r"(right.word[2 * h]),  \
+        "r"(right.word[2 * h + 1]))
+template <typename T> inline void multiply_16(float* sum, left_16<T>& left, right_16<T>& right) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if constexpr (tile_type<T>::bfloat) MMA("bf16");
+    else MMA("f16");
+  }
+}
+#undef MMA
