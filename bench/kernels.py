@@ -34,6 +34,11 @@ class KernelReport:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     interrupted: bool = False
 
+    @property
+    def finished(self) -> list[Timing]:
+        """All that is there: a case is added when it is through."""
+        return self.timings
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from russet.bench.peers import PEERS, require_peer
-from russet.bench.shape_configs import SHAPES
 from russet.engine.cli.bench_kernels import kernels
-from russet.engine.cli.bench_output import check_writable, listener, write_json
+from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
 from russet.engine.cli.bench_prefill import prefill
 from russet.engine.cli.bench_roofline import roofline
+from russet.engine.cli.bench_shape import chosen_bits, random_model, shape_options
 from russet.engine.cli.lengths import Lengths
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
-    from russet.bench.benchmark import Plan
     from russet.bench.report import Report
-    from russet.bench.shapes import ShapeModel
 
 
 @click.group()
@@ -29,8 +27,7 @@ def command() -> None:
 
 @command.command()
 @click.option("-m", "--model", help=f"Catalog name, folder, or repository.  [default: {DEFAULT_MODEL}]")
-@click.option("--shape", type=click.Choice(list(SHAPES)), help="A model of this shape with random weights instead.")
-@click.option("--bits", type=click.Choice(["2", "4", "8", "16"]), help="Bits a weight of --shape.  [default: 4]")
+@shape_options
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Time this engine as well.")
 @click.option("--prompt-lengths", type=Lengths(), default="512,2048", show_default=True, help="Tokens of the prompts.")
 @click.option("--generate", type=click.IntRange(1), default=128, show_default=True, help="Tokens drawn per run.")
@@ -44,14 +41,7 @@ def command() -> None:
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision that every engine computes in."
 )
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help="Write every measured value as JSON to FILE, or to standard output in place of the table.",
-)
+@json_option("every measured value")
 def decode(model: str | None, json_file: str | None, **settings: Any) -> None:
     """Time prefill and decoding, engines alternating, in one process.
 
@@ -69,43 +59,29 @@ def decode(model: str | None, json_file: str | None, **settings: Any) -> None:
 
 def _check_shape(model: str | None, settings: dict[str, Any]) -> None:
     """Refuse options that contradict each other, and make a number of --bits."""
-    shape, bits = settings["shape"], settings["bits"]
-    if shape and (model or settings["cold"]):
+    if settings["shape"] and (model or settings["cold"]):
         raise click.UsageError("--shape is a model in memory; leave out --model and --cold.")
-    if bits and not shape:
-        raise click.UsageError("--bits belongs to --shape; a folder's weights have the bits that they have.")
-    settings["bits"] = int(bits or 4) if shape else None
+    settings["bits"] = chosen_bits(settings["shape"], settings["bits"])
 
 
 def _measure(model: str | None, settings: dict[str, Any], json_file: str | None) -> None:
-    """Measure and publish; what was finished is published also where the rest fails or is interrupted."""
+    """Load, measure and publish."""
     import mlx.core as mx
 
     from russet.bench.benchmark import Plan, fill, new_report
 
     plan = Plan(**settings)
     before = mx.get_active_memory()
-    loaded = _random(plan) if plan.shape else load_model(model or DEFAULT_MODEL, plan.dtype, None)
+    if plan.shape and plan.bits:
+        loaded = random_model(plan.shape, plan.bits, plan.dtype)
+    else:
+        loaded = load_model(model or DEFAULT_MODEL, plan.dtype, None)
     mx.clear_cache()
     weights_bytes = mx.get_active_memory() - before
     report = new_report(loaded, plan)
-    try:
-        with listener() as listen:
-            fill(report, loaded, weights_bytes, plan, listen)
-    except BaseException:
-        report.interrupted = True
-        if report.finished:
-            _publish(report, json_file)
-        raise
-    _publish(report, json_file)
-
-
-def _random(plan: Plan) -> ShapeModel:
-    from russet.bench.shapes import random_model
-    from russet.models.loading import DTYPES
-
-    assert plan.shape is not None and plan.bits is not None
-    return random_model(plan.shape, plan.bits, DTYPES[plan.dtype] if plan.dtype else None)
+    fill_and_publish(
+        report, lambda listen: fill(report, loaded, weights_bytes, plan, listen), lambda: _publish(report, json_file)
+    )
 
 
 def _publish(report: Report, json_file: str | None) -> None:

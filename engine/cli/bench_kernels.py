@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from russet.engine.cli.bench_output import check_writable, listener, write_json
+from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
 
 if TYPE_CHECKING:
     from russet.bench.kernels import KernelReport
@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--only", metavar="NAME", multiple=True, help="Time the cases with NAME in their names; repeatable.")
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help="Write every measured value as JSON to FILE, or to standard output in place of the table.",
-)
+@json_option("every measured value")
 def kernels(only: tuple[str, ...], json_file: str | None) -> None:
     """Time kernels on a GPU beside MLX's own operations, taking turns.
 
@@ -34,15 +27,7 @@ def kernels(only: tuple[str, ...], json_file: str | None) -> None:
 
     cases = chosen_cases(only)
     report = new_report()
-    try:
-        with listener() as listen:
-            fill(report, cases, listen)
-    except BaseException:
-        report.interrupted = True
-        if report.timings:
-            _publish(report, json_file)
-        raise
-    _publish(report, json_file)
+    fill_and_publish(report, lambda listen: fill(report, cases, listen), lambda: _publish(report, json_file))
 
 
 def _publish(report: KernelReport, json_file: str | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -16,6 +16,18 @@ from russet.engine.errors import StorageError
 
 if TYPE_CHECKING:
     from russet.bench.decode import Listener
+
+
+def json_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--json, as the parameter `json_file`: "-" where it stands alone, None where it is left out."""
+    return click.option(
+        "--json",
+        "json_file",
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE]",
+        help=f"Write {what} as JSON to FILE, or to standard output in place of the table.",
+    )
 
 
 def check_writable(file: str | None) -> None:
@@ -44,3 +56,25 @@ def listener() -> Iterator[Listener]:
         yield lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
     finally:
         click.echo("\r\x1b[K", nl=False, err=True)
+
+
+class Interruptible(Protocol):
+    """A report that says whether it was cut short, and what it holds all the same."""
+
+    interrupted: bool
+
+    @property
+    def finished(self) -> Any: ...
+
+
+def fill_and_publish(report: Interruptible, fill: Callable[[Listener], None], publish: Callable[[], None]) -> None:
+    """Fill a report and publish it; what was finished is published also where the rest fails or is interrupted."""
+    try:
+        with listener() as listen:
+            fill(listen)
+    except BaseException:
+        report.interrupted = True
+        if report.finished:
+            publish()
+        raise
+    publish()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from russet.bench.shape_configs import SHAPES
-from russet.engine.cli.bench_output import check_writable, write_json
+from russet.engine.cli.bench_output import check_writable, json_option, write_json
+from russet.engine.cli.bench_shape import chosen_bits, shape_options
 from russet.engine.cli.lengths import Lengths
 from russet.engine.cli.options import DEFAULT_MODEL
 
@@ -18,18 +18,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("-m", "--model", help=f"Catalog name, folder, or repository.  [default: {DEFAULT_MODEL}]")
-@click.option("--shape", type=click.Choice(list(SHAPES)), help="A well-known shape instead.")
-@click.option("--bits", type=click.Choice(["2", "4", "8", "16"]), help="Bits a weight of --shape.  [default: 4]")
+@shape_options
 @click.option("--contexts", type=Lengths(), default="512,4096", show_default=True, help="Tokens in the cache.")
 @click.option("--check", is_flag=True, help="Hold the model against published figures instead.")
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help="Write the predictions as JSON to FILE, or to standard output in place of the table.",
-)
+@json_option("the predictions")
 def roofline(
     model: str | None,
     shape: str | None,
@@ -45,8 +37,7 @@ def roofline(
     """
     if ((shape or check) and model) or (shape and check):
         raise click.UsageError("--model, --shape and --check name different things to show; leave all but one out.")
-    if bits and not shape:
-        raise click.UsageError("--bits belongs to --shape; a folder's weights have the bits that they have.")
+    number = chosen_bits(shape, bits)
     check_writable(json_file)
     from russet.bench import drawing
     from russet.bench.roofline import notes, predictions, shape_workload, table, to_dict
@@ -56,7 +47,7 @@ def roofline(
 
         drawing.show([roofline_check.table()], [], terminal=sys.stdout.isatty())
         return
-    work = shape_workload(shape, int(bits or 4)) if shape else _of_folder(model or DEFAULT_MODEL)
+    work = shape_workload(shape, number) if shape and number else _of_folder(model or DEFAULT_MODEL)
     found = predictions(work, contexts)
     if json_file != "-":
         drawing.show([table(work, found)], notes(work), terminal=sys.stdout.isatty())
