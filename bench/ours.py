@@ -11,7 +11,7 @@ from russet.bench.base import Measurement, measure
 from russet.engine.decode import Step, decode
 from russet.engine.generation import RESERVED_TOKENS
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens
+from russet.engine.prefill.base import Extend, Extendable, Prefill, Prefilled, PromptTokens, positions_of
 from russet.engine.prefill.exact import Exact
 from russet.engine.sampling import make_sampler
 
@@ -43,7 +43,8 @@ class Russet:
         self.setting = f"{_dtype(model)}, {self.prefill.name} prefill"
 
     def run(self, tokens: Sequence[int], generate: int) -> Measurement:
-        return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
+        prompt = PromptTokens(tokens)
+        return measure(tokens, lambda: greedy(self.model, self.prefill, prompt, generate)[1], self.weights_bytes)
 
     def step_graph(self, tokens: int, steps: int) -> mx.array:
         """The logits of the step after `tokens` of a prompt and `steps` steps, not evaluated."""
@@ -55,13 +56,14 @@ class Russet:
             mx.eval(step(token))
         return step(token)
 
-    def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
-        model = self.model
-        cache = model.decoder.new_cache(model.kv_bits)
-        cache.reserve(len(tokens) + min(generate, RESERVED_TOKENS))
-        sample = make_sampler(GenerationOptions(), tokens, model.vocab_size)
-        prefilled = self.prefill(model.decoder, PromptTokens(tokens), cache)
-        return decode(model.step(cache, prefilled.extend), prefilled.logits, sample, generate)
+
+def greedy(model: Timed, prefill: Prefill, prompt: PromptTokens, generate: int) -> tuple[Prefilled, Iterator[int]]:
+    """Prefill an empty cache: what the strategy did, and the `generate` greedy tokens that follow, not drawn yet."""
+    cache = model.decoder.new_cache(model.kv_bits)
+    cache.reserve(positions_of(prefill, prompt) + min(generate, RESERVED_TOKENS))
+    sample = make_sampler(GenerationOptions(), prompt.tokens, model.vocab_size)
+    prefilled = prefill(model.decoder, prompt, cache)
+    return prefilled, decode(model.step(cache, prefilled.extend), prefilled.logits, sample, generate)
 
 
 def _dtype(model: Timed) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from russet.bench.intervals import Estimate
-from russet.engine.errors import MissingDependencyError, StorageError
+from russet.engine.errors import BenchmarkDataError, MissingDependencyError, StorageError
 
 if TYPE_CHECKING:
     from russet.bench.prefill_report import PrefillReport, TaskResult
+    from russet.bench.prefill_summary import Summary
 
 # Okabe and Ito's colours, which people with any common colour blindness tell apart; each has a marker of its own too.
 STYLES = (
@@ -39,11 +40,16 @@ def require_matplotlib() -> None:
 
 
 def score_plot(report: PrefillReport, path: Path) -> None:
-    """Draw a report with at least one finished task to a PNG, SVG or PDF file. Raises StorageError."""
+    """Draw a report with at least one finished task to a PNG, SVG or PDF file.
+
+    Raises StorageError, and BenchmarkDataError where nothing was scored.
+    """
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    tasks = report.finished
+    tasks = [task for task in report.finished if task.measure]
+    if not tasks:
+        raise BenchmarkDataError("The report is of random prompts and has no scores to draw; leave out --plot.")
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(1.2 + 3.8 * columns, 1.3 + 3.3 * rows), layout="constrained")
@@ -80,7 +86,7 @@ def _setting(name: str) -> str:
 
 
 def _draw(panel: Any, task: TaskResult, strategies: list[str], styles: dict[str, tuple[str, str]]) -> None:
-    exact = task.summary("exact").score
+    exact = _score(task.summary("exact"))
     panel.axhspan(100 * exact.low, 100 * exact.high, color="black", alpha=0.06, linewidth=0)
     panel.axhline(100 * exact.value, color="black", linewidth=1, linestyle="--")
     panel.plot([1], [100 * exact.value], "*", color="black", markersize=11, label="exact", linestyle="none", zorder=4)
@@ -104,7 +110,7 @@ def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colo
     """One strategy's settings from slow to fast, each with both intervals and its number."""
     found = sorted(((task.summary(name), name) for name in names), key=lambda pair: pair[0].speed_up.value)
     x = [summary.speed_up for summary, _ in found]
-    y = [summary.score for summary, _ in found]
+    y = [_score(summary) for summary, _ in found]
     panel.errorbar(
         [value.value for value in x],
         [100 * value.value for value in y],
@@ -119,8 +125,13 @@ def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colo
         label=kind,
     )
     for summary, name in found:
-        place = (summary.speed_up.value, 100 * summary.score.value)
+        place = (summary.speed_up.value, 100 * _score(summary).value)
         panel.annotate(_setting(name), place, LABELS[marker], textcoords="offset points", fontsize=8, color=colour)
+
+
+def _score(found: Summary) -> Estimate:
+    assert found.score is not None
+    return found.score
 
 
 def _bars(values: list[Estimate]) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from russet.bench.tasks.base import Example, Task
 from russet.engine.prefill.base import PromptTokens
 
 if TYPE_CHECKING:
+    from russet.bench.shapes import ShapeModel
     from russet.engine.api import Model
 
 WARM_UP_TOKENS = 4
@@ -67,20 +68,32 @@ def _together(examples: Sequence[Iterator[Example]]) -> Iterator[list[tuple[int,
 
 def _add(result: TaskResult, model: Model, task: Task, example: Example, found: Sequence[Contender]) -> None:
     prompt = model.prepare(example.prompt)
-    if not all(fits(model, contender.prefill, prompt, task.generate) for contender in found):
+    if all(fits(model, contender.prefill, prompt, task.generate) for contender in found):
+        add_row(result, model, found, example.id, prompt, lambda text: task.score(text, example.answers))
+    else:
         result.skipped += 1
-        return
+
+
+def add_row(
+    result: TaskResult,
+    model: Model | ShapeModel,
+    found: Sequence[Contender],
+    row: str,
+    prompt: PromptTokens,
+    score: Callable[[str], float | None] = lambda _: None,
+) -> None:
+    """One prompt through every strategy, in an order that is reversed with every row, warmed up before the first."""
     if not result.rows:
         for contender in found:
-            run(model, contender.prefill, prompt, min(WARM_UP_TOKENS, task.generate))
+            run(model, contender.prefill, prompt, min(WARM_UP_TOKENS, result.generate))
     runs: dict[str, RowRun] = {}
     for contender in found if len(result.rows) % 2 == 0 else reversed(found):
-        measured = _measured(model, contender, prompt, task.generate)
-        runs[contender.name] = replace(measured, score=task.score(measured.text, example.answers))
-    result.rows.append(RowResult(example.id, len(prompt.tokens), {each.name: runs[each.name] for each in found}))
+        measured = _measured(model, contender, prompt, result.generate)
+        runs[contender.name] = replace(measured, score=score(measured.text))
+    result.rows.append(RowResult(row, len(prompt.tokens), {each.name: runs[each.name] for each in found}))
 
 
-def _measured(model: Model, contender: Contender, prompt: PromptTokens, generate: int) -> RowRun:
+def _measured(model: Model | ShapeModel, contender: Contender, prompt: PromptTokens, generate: int) -> RowRun:
     if contender.primed:
         run(model, contender.prefill, prompt, 1)
     return run(model, contender.prefill, prompt, generate)

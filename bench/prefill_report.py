@@ -35,7 +35,10 @@ class RowResult:
 
 @dataclass
 class TaskResult:
-    """The finished rows of a task; `skipped` rows did not fit in the model's context."""
+    """The finished rows of a task; `skipped` rows did not fit in the model's context.
+
+    `measure` is empty where prompts are random and nothing is scored.
+    """
 
     name: str
     measure: str

@@ -16,11 +16,12 @@ class Summary:
 
     `computed` is the share of exact prefill's (token, layer) pairs that the strategy computed, and `layer_tokens` the
     mean tokens a layer; None where the model does not tell. `fell_back` counts rows in which another strategy ran.
+    What is said of scores is None where rows have none.
     """
 
     rows: int
-    score: Estimate
-    difference: Estimate
+    score: Estimate | None
+    difference: Estimate | None
     retention: Estimate | None
     prefill_s: Estimate
     speed_up: Estimate
@@ -40,14 +41,15 @@ class Summary:
 
 def summarise(ours: Sequence[RowRun], exact: Sequence[RowRun], binary: bool) -> Summary:
     """`ours` and `exact` are of the same rows, in the same order; `binary` says that all scores are 0 or 1."""
-    scores, theirs = [run.score for run in ours], [run.score for run in exact]
+    scores = [run.score for run in ours if run.score is not None]
+    theirs = [run.score for run in exact if run.score is not None]
     rates = [a.decode_tps / b.decode_tps for a, b in zip(ours, exact, strict=True) if a.decode_tps and b.decode_tps]
     notes = [run.note for run in ours if run.note]
     layers = [run.layer_tokens for run in ours]
     return Summary(
         rows=len(ours),
-        score=proportion(scores) if binary else mean(scores),
-        difference=difference(scores, theirs),
+        score=(proportion(scores) if binary else mean(scores)) if scores else None,
+        difference=difference(scores, theirs) if scores else None,
         retention=retention(scores, theirs),
         prefill_s=median([run.prefill_s for run in ours]),
         speed_up=median([b.prefill_s / a.prefill_s for a, b in zip(ours, exact, strict=True)]),

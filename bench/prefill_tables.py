@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from russet.bench import drawing
 from russet.bench.drawing import Table
 from russet.bench.intervals import Estimate
 from russet.bench.prefill_report import PrefillReport, TaskResult
 from russet.bench.prefill_summary import Summary
-from russet.bench.tables import machine_line
+from russet.bench.tables import machine_line, model_line
 from russet.engine.storage import readable_bytes
 
-HEADER = (
-    "prefill",
-    "score %",
-    "− exact",
-    "of exact %",
+SCORES = ("score %", "− exact", "of exact %")
+SPEED = (
     "prefill s",
     "speed-up",
     "computed %",
@@ -30,17 +29,23 @@ def tables(report: PrefillReport) -> list[Table]:
 
 
 def _table(task: TaskResult, strategies: list[str]) -> Table:
+    summaries = {name: task.summary(name) for name in strategies}
+    if not task.measure:
+        rows = tuple((name, *_speed(name, found)) for name, found in summaries.items())
+        return Table(f"{task.name}: {len(task.rows)} runs, no scores", ("prefill", *SPEED), rows)
     mean = sum(row.prompt_tokens for row in task.rows) / len(task.rows)
     title = f"{task.name}: {task.measure}, {len(task.rows)} rows, {mean:.0f} prompt tokens on average"
-    return Table(title, HEADER, tuple(_cells(name, task.summary(name)) for name in strategies))
+    rows = tuple((name, *_scores(name, found), *_speed(name, found)) for name, found in summaries.items())
+    return Table(title, ("prefill", *SCORES, *SPEED), rows)
 
 
-def _cells(name: str, found: Summary) -> tuple[str, ...]:
+def _scores(name: str, found: Summary) -> tuple[str, ...]:
     against = ("", "") if name == "exact" else (_signed(found.difference), _percent(found.retention))
+    return _percent(found.score), *against
+
+
+def _speed(name: str, found: Summary) -> tuple[str, ...]:
     return (
-        name,
-        _percent(found.score),
-        *against,
         f"{found.prefill_s.value:.3f}",
         "" if name == "exact" else _times(found.speed_up),
         "" if found.computed is None else f"{100 * found.computed:.0f}",
@@ -56,7 +61,9 @@ def _percent(found: Estimate | None) -> str:
     return f"{100 * found.value:.1f} ({100 * found.low:.0f}–{100 * found.high:.0f})"
 
 
-def _signed(found: Estimate) -> str:
+def _signed(found: Estimate | None) -> str:
+    if found is None:
+        return ""
     return f"{100 * found.value:+.1f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
 
 
@@ -68,7 +75,7 @@ def notes(report: PrefillReport) -> list[str]:
     """Where it was measured, and what the tables leave out."""
     lines = [
         machine_line(report.environment),
-        f"Model: {report.model['name']}, sha256 {report.model['sha256'][:12]}.",
+        model_line(report.model),
         "In brackets: 95 % intervals. Speed-up, decode ratio: medians of the rows' ratios to exact prefill.",
     ]
     for task in report.finished:
@@ -79,9 +86,22 @@ def notes(report: PrefillReport) -> list[str]:
             if found.fell_back:
                 reason = found.note.rstrip(".")
                 lines.append(f"{task.name}, {name}: exact prefill in {found.fell_back} rows ({reason}).")
+            if not task.measure and found.layer_tokens:
+                lines.append(f"{task.name}, {name}: tokens computed, {_by_layer(found.layer_tokens)}.")
     if report.interrupted:
         lines.append("Interrupted: what was finished is shown.")
     return lines
+
+
+def _by_layer(layer_tokens: list[float]) -> str:
+    """Tokens computed a layer, layers with as many taken together."""
+    parts, start = [], 0
+    for tokens, group in groupby(layer_tokens):
+        end = start + len(list(group))
+        layers = f"layers {start}–{end - 1}" if end - start > 1 else f"layer {start}"
+        parts.append(f"{tokens:.0f} in {layers}")
+        start = end
+    return ", ".join(parts)
 
 
 def show(report: PrefillReport, *, terminal: bool) -> None:

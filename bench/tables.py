@@ -19,9 +19,7 @@ def tables(report: Report) -> list[Table]:
 
 def notes(report: Report) -> list[str]:
     """Where it was measured, what was compared, and what the tables leave out."""
-    sha256 = report.model["sha256"]
-    weights = f"sha256 {sha256[:12]}" if sha256 else "random weights"
-    lines = [machine_line(report.environment), f"Model: {report.model['name']}, {weights}."]
+    lines = [machine_line(report.environment), model_line(report.model)]
     lines += [f"{name}: {setting}." for name, setting in report.contenders.items()]
     if report.copy_bytes_per_s:
         lines.append(f"A copy reads and writes {report.copy_bytes_per_s / 1e9:.0f} GB/s.")
@@ -35,6 +33,12 @@ def notes(report: Report) -> list[str]:
     if report.interrupted:
         lines.append("Interrupted: what was finished is shown.")
     return lines
+
+
+def model_line(found: dict[str, Any]) -> str:
+    """The model and its weights in a sentence."""
+    sha256 = found["sha256"]
+    return f"Model: {found['name']}, {f'sha256 {sha256[:12]}' if sha256 else 'random weights'}."
 
 
 def machine_line(found: dict[str, Any]) -> str:

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from russet.engine.cli.bench_output import check_writable, listener, write_json
+from russet.engine.cli.bench_gate import check_gate
+from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
+from russet.engine.cli.bench_shape import chosen_bits, random_model, shape_options
+from russet.engine.cli.lengths import Lengths
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
-    from russet.bench.gate import Level
+    from russet.bench.decode import Listener
     from russet.bench.prefill_report import PrefillReport
 
 TASKS = "nq:10,squad,needle:2048"
 STRATEGIES = ("exact", "lazyllm:0.5", "specprefill:0.3", "superposition:2", "truncate:0.5")
-GATED = ("exact", "lazyllm:0.5", "specprefill:0.3", "superposition:2")
+OF_SHAPE = ("exact", "lazyllm:0.45", "lazyllm:0.22", "specprefill:0.3")
+"""What is compared on a shape, whose random prompts have no documents."""
 
 
 class Names(click.ParamType):
@@ -43,27 +48,24 @@ class Names(click.ParamType):
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision that every strategy computes in."
 )
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help="Write every row as JSON to FILE, or to standard output in place of the table.",
-)
+@json_option("every row")
 @click.option("--plot", metavar="FILE", help="Draw score against speed-up as a PNG, SVG or PDF file.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Show a file of --json; measure nothing.")
 @click.option("--gate", is_flag=True, help="Check the lossy strategies against their recorded levels, without data.")
 @click.option("--record", is_flag=True, help="With --gate: record what is measured as the new levels.")
-def prefill(source: Path | None, gate: bool, record: bool, **options: Any) -> None:
-    """Score and time prefill strategies on the same rows, taking turns.
+@shape_options
+@click.option("--prompt-lengths", type=Lengths(), default="4096,16384", show_default=True, help="With --shape: tokens.")
+@click.option("--generate", type=click.IntRange(2), default=64, show_default=True, help="With --shape: tokens drawn.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="With --shape: runs a length.")
+def prefill(source: Path | None, gate: bool, record: bool, shape: str | None, **options: Any) -> None:
+    """Score and time prefill strategies on the same rows, taking turns; with --shape only time them.
 
     Tasks are nq:DOCUMENTS, squad, needle:TOKENS, kv:PAIRS and multi_news. Strategies are those of `russet generate
     --prefill`, superposition:N+cached, which finds its documents computed already, and truncate:SHARE, which leaves out
     the middle of the prompt. docs/benchmarks.md defines every number and says where the data come from. Ctrl-C shows
     what was finished and exits with 130.
     """
-    _check_usage(source, gate, record, options)
+    _check_usage(source, gate, record, shape, options)
     for file in (options["json_file"], options["plot"]):
         check_writable(file)
     if options["plot"]:
@@ -75,19 +77,39 @@ def prefill(source: Path | None, gate: bool, record: bool, **options: Any) -> No
 
         _publish(read_report(source), options["json_file"], options["plot"])
     elif gate:
-        _gate(record, **options)
+        check_gate(record, **options)
+    elif shape:
+        _measure_shape(shape, **options)
     else:
         _measure(**options)
 
 
-def _check_usage(source: Path | None, gate: bool, record: bool, options: dict[str, Any]) -> None:
-    """Refuse what contradicts itself, before a model is loaded."""
+def _check_usage(source: Path | None, gate: bool, record: bool, shape: str | None, options: dict[str, Any]) -> None:
+    """Refuse what contradicts itself, before a model is loaded, and make a number of --bits."""
+    options["bits"] = chosen_bits(shape, options["bits"])
+    for name in _given(OF_TASKS if shape else OF_RANDOM_PROMPTS):
+        if shape:
+            raise click.UsageError(f"--shape is a model in memory that is only timed; leave out {name}.")
+        raise click.UsageError(f"{name} belongs to --shape; tasks have prompts and replies of their own.")
+    if shape:
+        return
     if record and not gate:
         raise click.UsageError("--record belongs to --gate.")
     if gate and (source or options["plot"]):
         raise click.UsageError("--gate neither draws nor reads results; leave out --from and --plot.")
     if source is None and not gate and options["data"] is None:
         raise click.UsageError("Name the folder of the evaluation data with --data, or use --gate, which needs none.")
+
+
+OF_TASKS = ("model", "data", "tasks", "limit", "plot", "source", "gate", "record")
+OF_RANDOM_PROMPTS = ("prompt_lengths", "generate", "repeat")
+
+
+def _given(names: tuple[str, ...]) -> list[str]:
+    """Those of some parameters that are on the command line, as options are written."""
+    context = click.get_current_context()
+    written = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
+    return [written[name] for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
 def _measure(
@@ -100,8 +122,9 @@ def _measure(
     dtype: str | None,
     json_file: str | None,
     plot: str | None,
+    **_: Any,
 ) -> None:
-    """Measure and publish; what was finished is published also where the rest fails or is interrupted."""
+    """Score and time all tasks."""
     from russet.bench.prefill import Plan, fill, new_report
     from russet.bench.prefill_contenders import contenders
     from russet.bench.tasks import parse_task
@@ -111,15 +134,39 @@ def _measure(
         found = contenders(names or STRATEGIES, Path(documents), draft)
         loaded = load_model(model, dtype, None)
         report = new_report(loaded, plan, found, dtype)
-        try:
-            with listener() as listen:
-                fill(report, loaded, plan, found, listen)
-        except BaseException:
-            report.interrupted = True
-            if report.finished:
-                _publish(report, json_file, plot)
-            raise
-    _publish(report, json_file, plot)
+
+        def run(listen: Listener) -> None:
+            fill(report, loaded, plan, found, listen)
+
+        fill_and_publish(report, run, lambda: _publish(report, json_file, plot))
+
+
+def _measure_shape(
+    shape: str,
+    bits: int,
+    names: tuple[str, ...] | None,
+    draft: str | None,
+    dtype: str | None,
+    json_file: str | None,
+    prompt_lengths: tuple[int, ...],
+    generate: int,
+    repeat: int,
+    **_: Any,
+) -> None:
+    """Time random prompts on random weights."""
+    from russet.bench.prefill_contenders import contenders
+    from russet.bench.prefill_shape import ShapePlan, fill, new_report
+
+    plan = ShapePlan(shape, bits, dtype, prompt_lengths, generate, repeat)
+    with tempfile.TemporaryDirectory() as documents:
+        found = contenders(names or OF_SHAPE, Path(documents), draft)
+        model = random_model(shape, bits, dtype)
+        report = new_report(model, plan, found)
+
+        def run(listen: Listener) -> None:
+            fill(report, model, plan, found, listen)
+
+        fill_and_publish(report, run, lambda: _publish(report, json_file, None))
 
 
 def _publish(report: PrefillReport, json_file: str | None, plot: str | None) -> None:
@@ -134,47 +181,3 @@ def _publish(report: PrefillReport, json_file: str | None, plot: str | None) -> 
         from russet.bench.plots import score_plot
 
         score_plot(report, Path(plot))
-
-
-def _gate(
-    record: bool,
-    model: str,
-    names: tuple[str, ...] | None,
-    draft: str | None,
-    dtype: str | None,
-    json_file: str | None,
-    **_: Any,
-) -> None:
-    """Raise GateError where a mode falls short; `names` are, unless given, those of which levels are recorded."""
-    from russet.bench import gate, gate_levels
-    from russet.bench.environment import environment, model_hash
-    from russet.bench.prefill_contenders import EXACT, contenders
-    from russet.engine.errors import GateError
-
-    loaded = load_model(model, dtype, None)
-    sha256 = model_hash(loaded.path)
-    recorded = {} if record else gate_levels.read_levels(sha256, loaded.name)
-    chosen = (EXACT, *names) if names else tuple(recorded) or GATED
-    unknown = [name for name in chosen if recorded and name not in recorded]
-    if unknown:
-        raise GateError(f"No level is recorded for {unknown[0]}; there are levels for {', '.join(recorded)}.")
-    with tempfile.TemporaryDirectory() as documents, listener() as listen:
-        measured = gate.measure(loaded, contenders(chosen, Path(documents), draft), listen)
-    if record:
-        recorded = gate_levels.record(measured, sha256, loaded.name)
-    _show_gate(measured, recorded, json_file, {"model": loaded.name, "sha256": sha256, "environment": environment()})
-    found = gate_levels.shortfalls(measured, {name: recorded[name] for name in measured})
-    if found:
-        raise GateError(f"The gate is shut: {'; '.join(found)}; find what changed, or record new levels with --record.")
-
-
-def _show_gate(
-    measured: dict[str, Level], recorded: dict[str, Level], json_file: str | None, stamps: dict[str, Any]
-) -> None:
-    from russet.bench import drawing, gate_levels
-
-    if json_file != "-":
-        drawing.show([gate_levels.table(measured, recorded)], [], terminal=sys.stdout.isatty())
-    if json_file is not None:
-        levels = {name: {"measured": measured[name].to_dict(), "least": recorded[name].to_dict()} for name in measured}
-        write_json({**stamps, "levels": levels}, json_file)

@@ -1,0 +1,60 @@
+"""`russet bench prefill --gate`: lossy strategies against the levels that are recorded for a model."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from russet.engine.cli.bench_output import listener, write_json
+from russet.engine.cli.options import load_model
+
+if TYPE_CHECKING:
+    from russet.bench.gate import Level
+
+GATED = ("exact", "lazyllm:0.5", "specprefill:0.3", "superposition:2")
+
+
+def check_gate(
+    record: bool,
+    model: str,
+    names: tuple[str, ...] | None,
+    draft: str | None,
+    dtype: str | None,
+    json_file: str | None,
+    **_: Any,
+) -> None:
+    """Raise GateError where a mode falls short; `names` are, unless given, those of which levels are recorded."""
+    from russet.bench import gate, gate_levels
+    from russet.bench.environment import environment, model_hash
+    from russet.bench.prefill_contenders import EXACT, contenders
+    from russet.engine.errors import GateError
+
+    loaded = load_model(model, dtype, None)
+    sha256 = model_hash(loaded.path)
+    recorded = {} if record else gate_levels.read_levels(sha256, loaded.name)
+    chosen = (EXACT, *names) if names else tuple(recorded) or GATED
+    unknown = [name for name in chosen if recorded and name not in recorded]
+    if unknown:
+        raise GateError(f"No level is recorded for {unknown[0]}; there are levels for {', '.join(recorded)}.")
+    with tempfile.TemporaryDirectory() as documents, listener() as listen:
+        measured = gate.measure(loaded, contenders(chosen, Path(documents), draft), listen)
+    if record:
+        recorded = gate_levels.record(measured, sha256, loaded.name)
+    _show(measured, recorded, json_file, {"model": loaded.name, "sha256": sha256, "environment": environment()})
+    found = gate_levels.shortfalls(measured, {name: recorded[name] for name in measured})
+    if found:
+        raise GateError(f"The gate is shut: {'; '.join(found)}; find what changed, or record new levels with --record.")
+
+
+def _show(
+    measured: dict[str, Level], recorded: dict[str, Level], json_file: str | None, stamps: dict[str, Any]
+) -> None:
+    from russet.bench import drawing, gate_levels
+
+    if json_file != "-":
+        drawing.show([gate_levels.table(measured, recorded)], [], terminal=sys.stdout.isatty())
+    if json_file is not None:
+        levels = {name: {"measured": measured[name].to_dict(), "least": recorded[name].to_dict()} for name in measured}
+        write_json({**stamps, "levels": levels}, json_file)
