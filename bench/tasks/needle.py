@@ -21,7 +21,7 @@ GOLDEN = 0.6180339887498949
 LINE_STEP = 97
 
 PREAMBLE = "Here is a text with a secret code in it. Remember the code."
-QUERY = "What is the secret code mentioned in the text? Answer with the code."
+QUERY = "What is the secret code, a number of five digits?"
 
 
 class Needle:
@@ -41,7 +41,7 @@ class Needle:
 
     def examples(self, data: Path, count: TokenCount) -> Iterator[Example]:
         """Raises InvalidOptionError where the question alone is longer than the prompt is to be."""
-        text = read_text(data, FILE)
+        text = running(read_text(data, FILE))
         for row in range(ROWS):
             yield self._example(row, rotated(text, row), count)
 
@@ -71,6 +71,16 @@ class _Counted:
 
     def encode_prompt(self, text: str) -> list[int]:
         return [0] * self.count(needle_prompt(text, self.characters, self.code))
+
+
+def running(text: str) -> str:
+    """WikiText's running text: without its headings, empty lines and marks of unknown words.
+
+    Small models copy that markup instead of answering: exactly prefilled, SmolLM2-135M missed 6 of 30 codes in 2048
+    tokens with it, and gave all six without it.
+    """
+    lines = (line for line in text.splitlines(keepends=True) if line.strip() and not line.lstrip().startswith("="))
+    return "".join(lines).replace("<unk> ", "")
 
 
 def rotated(text: str, row: int) -> str:

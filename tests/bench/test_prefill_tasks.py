@@ -8,6 +8,7 @@ import pytest
 
 from russet.bench.tasks import parse_task
 from russet.bench.tasks.base import Example
+from russet.bench.tasks.needle import running
 from russet.bench.tasks.scores import contains_answer, normalise, rouge1
 from russet.engine.errors import BenchmarkDataError, InvalidOptionError
 from russet.engine.prompt import Prompt
@@ -151,3 +152,8 @@ def test_missing_and_damaged_data_are_told_in_one_sentence(tmp_path: Path) -> No
     write_rows(tmp_path, "nq_open_oracle.jsonl", [row])
     with pytest.raises(BenchmarkDataError, match=r"Line 1 .* has no gold passage"):
         examples("nq:1", tmp_path)
+
+
+def test_the_haystack_is_running_text() -> None:
+    marked = " \n = Robert <unk> = \n \n Robert <unk> is an actor . He had a role = 1 . \n \n = = Career = = \n \n In 2000 . \n"
+    assert running(marked) == " Robert is an actor . He had a role = 1 . \n In 2000 . \n"
