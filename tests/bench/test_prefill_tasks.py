@@ -155,5 +155,5 @@ def test_missing_and_damaged_data_are_told_in_one_sentence(tmp_path: Path) -> No
 
 
 def test_the_haystack_is_running_text() -> None:
-    marked = " \n = Robert <unk> = \n \n Robert <unk> is an actor . He had a role = 1 . \n \n = = Film = = \n \n In 2000 . \n"
-    assert running(marked) == " Robert is an actor . He had a role = 1 . \n In 2000 . \n"
+    marked = " \n = Robert <unk> = \n \n Robert <unk> acts . He had a role = 1 . \n \n = = Film = = \n \n In 2000 . \n"
+    assert running(marked) == " Robert acts . He had a role = 1 . \n In 2000 . \n"
