@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from russet.engine.cli.bench_output import listener, write_json
+from russet.engine.cli.bench_output import check_writable, listener, write_json
 from russet.engine.cli.options import load_model
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def check_gate(
     from russet.bench.prefill_contenders import EXACT, contenders
     from russet.engine.errors import GateError
 
+    if record:
+        check_writable(str(gate_levels.FILE))
     loaded = load_model(model, dtype, None)
     sha256 = model_hash(loaded.path)
     recorded = {} if record else gate_levels.read_levels(sha256, loaded.name)
@@ -38,11 +41,14 @@ def check_gate(
     unknown = [name for name in chosen if recorded and name not in recorded]
     if unknown:
         raise GateError(f"No level is recorded for {unknown[0]}; there are levels for {', '.join(recorded)}.")
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as documents, listener() as listen:
         measured = gate.measure(loaded, contenders(chosen, Path(documents), draft), listen)
+    seconds = time.perf_counter() - started
     if record:
-        recorded = gate_levels.record(measured, sha256, loaded.name)
-    _show(measured, recorded, json_file, {"model": loaded.name, "sha256": sha256, "environment": environment()})
+        recorded = gate_levels.record(measured, sha256, loaded.name, others=bool(names))
+    stamps = {"model": loaded.name, "sha256": sha256, "environment": environment(), "seconds": seconds}
+    _show(measured, recorded, json_file, stamps)
     found = gate_levels.shortfalls(measured, {name: recorded[name] for name in measured})
     if found:
         raise GateError(f"The gate is shut: {'; '.join(found)}; find what changed, or record new levels with --record.")
@@ -54,7 +60,8 @@ def _show(
     from russet.bench import drawing, gate_levels
 
     if json_file != "-":
-        drawing.show([gate_levels.table(measured, recorded)], [], terminal=sys.stdout.isatty())
+        taken = f"{stamps['model']}: {stamps['seconds']:.0f} s."
+        drawing.show([gate_levels.table(measured, recorded)], [taken], terminal=sys.stdout.isatty())
     if json_file is not None:
         levels = {name: {"measured": measured[name].to_dict(), "least": recorded[name].to_dict()} for name in measured}
         write_json({**stamps, "levels": levels}, json_file)

@@ -58,7 +58,7 @@ def test_the_prompts_need_no_data_and_stay_the_same() -> None:
     assert needles == gate.needle_prompts()
     for number, (prompt, code) in enumerate(needles):
         assert [f"The secret code is {code}." in text for text in prompt.documents].index(True) == number % 5
-        assert len(prompt.documents) == 5 and all(420 < len(text) < 540 for text in prompt.documents)
+        assert len(prompt.documents) == 5 and all(250 <= len(text) < 370 for text in prompt.documents)
     texts = [prompt.documents for prompt in (*gate.request_prompts(), *(prompt for prompt, _ in needles))]
     assert len(set(texts)) == 2 * gate.PROMPTS
     assert all(len(documents) == 5 for documents in texts)
@@ -106,6 +106,34 @@ def test_levels_are_recorded_with_a_margin_and_beside_other_models(tmp_path: Pat
     assert shortfalls({"exact": Level(0.833, 0.95)}, read_levels("1" * 64, "one", file)) == []
     file.write_text("{")
     with pytest.raises(BenchmarkDataError, match="restore it from the repository"):
+        read_levels("1" * 64, "one", file)
+
+
+def test_recording_one_mode_leaves_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "gate.json"
+    record({"exact": Level(1.0, 1.0), "a": Level(1.0, 0.9)}, "1" * 64, "one", file)
+    record({"exact": Level(1.0, 1.0), "b": Level(1.0, 0.8)}, "1" * 64, "one", file, others=True)
+    assert list(read_levels("1" * 64, "one", file)) == ["exact", "a", "b"]
+    record({"exact": Level(1.0, 1.0)}, "1" * 64, "one", file)
+    assert list(read_levels("1" * 64, "one", file)) == ["exact"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
+
+
+def test_levels_of_other_prompts_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gate.json"
+    record({"a": Level(1.0, 1.0)}, "1" * 64, "one", file)
+    monkeypatch.setattr(gate, "DOCUMENT_CHARACTERS", 251)
+    with pytest.raises(GateError, match="levels of one for other prompts"):
+        read_levels("1" * 64, "one", file)
+    record({"exact": Level(1.0, 1.0)}, "1" * 64, "one", file, others=True)
+    assert list(read_levels("1" * 64, "one", file)) == ["exact"]
+
+
+@pytest.mark.parametrize("entry", [[], {"name": "one", "setup": "x", "levels": {"a": {"needle": 1}}}, {"levels": {}}])
+def test_damaged_levels_are_named(entry: object, tmp_path: Path) -> None:
+    file = tmp_path / "gate.json"
+    file.write_text(json.dumps({"1" * 64: entry}))
+    with pytest.raises(BenchmarkDataError, match="does not hold levels by model"):
         read_levels("1" * 64, "one", file)
 
 
