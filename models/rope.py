@@ -20,6 +20,12 @@ Positions = int | np.ndarray
 Rotate = Callable[[mx.array], mx.array]
 
 
+def contiguous(positions: np.ndarray) -> Positions:
+    """The first position where they are whole and without gaps, which is the faster way through a layer."""
+    run = len(positions) and float(positions[0]).is_integer() and (np.diff(positions) == 1).all()
+    return int(positions[0]) if run else positions
+
+
 def inverse_frequencies(rope: Rope) -> np.ndarray:
     """Radians per position of each rotated pair, float64, `dims / 2` of them, with the scaling applied."""
     plain = rope.theta ** -(np.arange(0, rope.dims, 2) / rope.dims)

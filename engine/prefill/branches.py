@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from russet.engine.cache import KVCache, Mask, Slot
-from russet.models.rope import Positions
+from russet.models.rope import Positions, contiguous
 
 TRUNK = -1
 """The branch of rows that every branch sees."""
@@ -58,12 +58,6 @@ def fill(cache: KVCache, rows: Rows, room: int) -> None:
         slot.rows.load(rows.stored[layer])
         slot.restore(contiguous(rows.positions))
     cache.reserve(len(rows.positions) + room)
-
-
-def contiguous(positions: np.ndarray) -> Positions:
-    """The first position where they are whole and without gaps, which is the faster way through a layer."""
-    run = len(positions) and float(positions[0]).is_integer() and (np.diff(positions) == 1).all()
-    return int(positions[0]) if run else positions
 
 
 class BranchCache(KVCache):

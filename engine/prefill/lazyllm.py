@@ -17,7 +17,7 @@ from russet.engine.prefill.importance import Aggregated, Scorer, Watch, score
 from russet.engine.prefill.pruning import FIRST, LAST, Schedule, Staged, select
 from russet.engine.prefill.revival import AuxCache, Revival
 from russet.models.decoder import Decoder
-from russet.models.rope import Positions
+from russet.models.rope import contiguous
 
 SHORTEST = 64
 """Prompts of fewer new tokens run exactly: there is next to nothing to leave out."""
@@ -105,7 +105,7 @@ class LazyLLM:
         through = []
         for first in range(0, len(rows), self.chunk):
             some = slice(first, first + self.chunk)
-            through.append(decoder.run(h[:, some], layers, _positions(rows[some]), cache, probe=watch))
+            through.append(decoder.run(h[:, some], layers, contiguous(rows[some]), cache, probe=watch))
             mx.eval(through[-1], cache.arrays(), list(watch.seen.values()))
         return through[0] if len(through) == 1 else mx.concatenate(through, axis=1)
 
@@ -116,9 +116,9 @@ class LazyLLM:
         last_start = (len(rows) - 1) // self.chunk * self.chunk
         for first in range(0, last_start, self.chunk):
             some = slice(first, first + self.chunk)
-            decoder.run(h[:, some], whole, _positions(rows[some]), cache, last=0)
+            decoder.run(h[:, some], whole, contiguous(rows[some]), cache, last=0)
             mx.eval(cache.arrays())
-        h = decoder.run(h[:, last_start:], whole, _positions(rows[last_start:]), cache, last=1)
+        h = decoder.run(h[:, last_start:], whole, contiguous(rows[last_start:]), cache, last=1)
         if writer + 1 < count:
             h = decoder.run(h, range(writer + 1, count), int(rows[-1]), cache)
         return decoder.head(h)[:, -1]
@@ -128,11 +128,6 @@ def default_schedule(keep: float) -> Schedule:
     """Two cuts, at 30 % and 60 % of the depth, that leave `keep` of the prompt to the last layers."""
     first = keep ** (2 / 3)
     return Staged({0.3: first, 0.6: keep / first})
-
-
-def _positions(rows: np.ndarray) -> Positions:
-    """Contiguous positions as their start, which keeps the fast paths of rotation and attention."""
-    return int(rows[0]) if len(rows) == rows[-1] - rows[0] + 1 else rows
 
 
 def _rows(h: mx.array, chosen: np.ndarray) -> mx.array:

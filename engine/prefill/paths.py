@@ -11,8 +11,9 @@ import numpy as np
 
 from russet.engine.cache import KVCache
 from russet.engine.prefill.base import Segments
-from russet.engine.prefill.branches import BranchCache, Rows, contiguous, join
+from russet.engine.prefill.branches import BranchCache, Rows, join
 from russet.models.decoder import Decoder, Probe
+from russet.models.rope import contiguous
 
 Spacing = Literal["equilibrium", "left"]
 

@@ -22,7 +22,7 @@ from russet.engine.prefill.importance import Watch, attention
 from russet.engine.prefill.pruning import FIRST, LAST
 from russet.models.decoder import Decoder
 from russet.models.layer_pruned import layer_pruned
-from russet.models.rope import Positions
+from russet.models.rope import contiguous
 
 MIN_PROMPT = 128
 """Tokens under which the draft costs more than it saves."""
@@ -209,10 +209,10 @@ def compute_rows(decoder: Decoder, tokens: Sequence[int], kept: np.ndarray, cach
     last_start = (len(kept) - 1) // rows * rows
     h = None
     for begin in range(0, len(kept), rows):
-        indices = kept[begin : begin + rows]
+        positions = contiguous(start + kept[begin : begin + rows].astype(np.float64))
         embedded = decoder.embed(mx.array(picked[begin : begin + rows])[None])
         is_last = begin == last_start
-        h = decoder.run(embedded, range(writer + 1), _positions(start, indices), cache, last=1 if is_last else 0)
+        h = decoder.run(embedded, range(writer + 1), positions, cache, last=1 if is_last else 0)
         if not is_last:
             mx.eval(cache.arrays())
     assert h is not None
@@ -220,11 +220,3 @@ def compute_rows(decoder: Decoder, tokens: Sequence[int], kept: np.ndarray, cach
         h = decoder.run(h, range(writer + 1, layers), start + int(kept[-1]), cache)
     cache.next_position = start + len(tokens)
     return decoder.head(h)[:, -1]
-
-
-def _positions(start: int, indices: np.ndarray) -> Positions:
-    """Neighbours are given by their start, which spares the cache a mask."""
-    first = int(indices[0])
-    if int(indices[-1]) - first + 1 == len(indices):
-        return start + first
-    return start + indices.astype(np.float64)
