@@ -19,8 +19,7 @@ class KeyValue:
     """`kv:N`: the first N pairs of a row, the one asked for at a place that moves on by one with every row.
 
     A UUID takes some 31 tokens and a reply may name the key first, so more are drawn than for a name. The object is no
-    set of documents: one line of it
-    means nothing to a strategy that scores documents.
+    set of documents: one line of it means nothing to a strategy that scores documents.
     """
 
     measure = "value contained"
