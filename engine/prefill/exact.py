@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -34,6 +35,13 @@ class Exact:
         logits = decoder.extend(tokens[:, last_start:], cache, logits=1)
         assert logits is not None
         return Prefilled(logits[:, -1], exact=True, strategy=self.name, work=Work(_layer_tokens(decoder, count)))
+
+
+def exact_instead(
+    decoder: Extendable, prompt: PromptTokens, cache: Any, note: str, chunk: int | None = None
+) -> Prefilled:
+    """Exact prefill in place of a strategy that does not apply; `note` is the sentence that says why."""
+    return replace(Exact(chunk)(decoder, prompt, cache), note=note)
 
 
 def _layer_tokens(decoder: Extendable, tokens: int) -> list[int]:

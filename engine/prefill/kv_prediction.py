@@ -16,7 +16,7 @@ from russet.engine.cache import KVCache
 from russet.engine.device import prefill_chunk
 from russet.engine.errors import PredictorError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
-from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.exact import exact_instead
 from russet.engine.prefill.identity import EQUAL, Identity, keys_values
 from russet.engine.prefill.predictor import Predictor
 from russet.engine.prefill.predictor_folder import load_predictor
@@ -68,8 +68,7 @@ class KVPrediction:
     def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
         reason = self._unfit(decoder, prompt, cache)
         if reason:
-            done = Exact(self.rows)(decoder, prompt, cache)
-            return Prefilled(done.logits, True, done.strategy, done.work, note=reason)
+            return exact_instead(decoder, prompt, cache, reason, self.rows)
         auxiliary, predictor = self.prepare(decoder)
         *context, last = prompt.tokens
         store_predicted(decoder, auxiliary, predictor, context, cache, self.rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +11,7 @@ from russet.engine.cache import KVCache
 from russet.engine.device import prefill_chunk
 from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
-from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.exact import exact_instead
 from russet.engine.prefill.importance import Aggregated, Scorer, Watch, score
 from russet.engine.prefill.pruning import FIRST, LAST, Schedule, Staged, select
 from russet.engine.prefill.revival import AuxCache, Revival
@@ -67,7 +66,7 @@ class LazyLLM:
         return self._prune(decoder, prompt, cache, plan)
 
     def _exactly(self, decoder: Any, prompt: PromptTokens, cache: Any, reason: str) -> Prefilled:
-        return replace(Exact(self.chunk)(decoder, prompt, cache), note=f"{reason}, so prefill was exact.")
+        return exact_instead(decoder, prompt, cache, f"{reason}, so prefill was exact.", self.chunk)
 
     def _prune(self, decoder: Decoder, prompt: PromptTokens, cache: KVCache, plan: dict[int, int]) -> Prefilled:
         """Stage by stage: all rows through the layers before a boundary, then the ranking, then fewer rows."""

@@ -17,7 +17,7 @@ from russet.engine.cache import KVCache
 from russet.engine.device import prefill_chunk
 from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
-from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.exact import Exact, exact_instead
 from russet.engine.prefill.importance import Watch, attention
 from russet.engine.prefill.pruning import FIRST, LAST
 from russet.models.decoder import Decoder
@@ -73,8 +73,7 @@ class SpecPrefill:
     def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
         reason = self._unfit(decoder, prompt)
         if reason:
-            done = Exact(self.rows)(decoder, prompt, cache)
-            return Prefilled(done.logits, True, done.strategy, done.work, note=reason)
+            return exact_instead(decoder, prompt, cache, reason, self.rows)
         count = len(prompt.tokens)
         kept = np.arange(count)
         if self.keep < 1:

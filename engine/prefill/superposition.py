@@ -18,7 +18,7 @@ from russet.engine.errors import EmptyPromptError, InvalidOptionError, PromptToo
 from russet.engine.prefill.base import Prefilled, PromptTokens, Segments, Work
 from russet.engine.prefill.branches import TRUNK, Rows, fill, join
 from russet.engine.prefill.document_cache import DocumentCache
-from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.exact import Exact, exact_instead
 from russet.engine.prefill.paths import Layout, LogProbabilities, Path, Runner, Spacing, lay_out, means, packed
 from russet.engine.prefill.stored_documents import StoredDocuments
 from russet.engine.rows import GROWTH
@@ -189,4 +189,4 @@ def _exactly(decoder: Any, prompt: PromptTokens, cache: Any, reason: str) -> Pre
             f"Superposition does not apply, because {reason}, and the whole prompt of {len(prompt.tokens)} tokens does "
             f"not fit in the model's context of {longest}; shorten the prompt."
         )
-    return replace(Exact()(decoder, prompt, cache), note=f"Superposition does not apply: {reason}.")
+    return exact_instead(decoder, prompt, cache, f"Superposition does not apply: {reason}.")
