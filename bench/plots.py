@@ -60,7 +60,8 @@ def score_plot(report: PrefillReport, path: Path) -> None:
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    # A panel is as wide as two names.
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * columns, len(labels)), frameon=False)
     figure.suptitle(f"{report.model['name']} on {_device(report.environment)}", fontsize=11)
     try:
         figure.savefig(path, dpi=150)
