@@ -14,7 +14,7 @@ from russet.engine.cli.options import load_model
 if TYPE_CHECKING:
     from russet.bench.gate import Level
 
-GATED = ("exact", "lazyllm:0.5", "specprefill:0.3", "superposition:2")
+GATED = ("exact", "lazyllm:0.5", "specprefill:0.7", "superposition:4")
 
 
 def check_gate(

@@ -140,7 +140,7 @@ def test_damaged_levels_are_named(entry: object, tmp_path: Path) -> None:
 def test_levels_of_the_default_model_are_shipped() -> None:
     models = json.loads(gate_levels.FILE.read_text())
     (levels,) = [found["levels"] for found in models.values() if found["name"] == "smollm2-135m"]
-    assert {"exact", "lazyllm:0.5", "specprefill:0.3", "superposition:2"} <= set(levels)
+    assert {"exact", "lazyllm:0.5", "specprefill:0.7", "superposition:4"} <= set(levels)
     assert levels["exact"]["needle"] >= 0.5
 
 
