@@ -23,6 +23,10 @@ WINDOW_SLACK = 512
 """Rows a windowed slot keeps beyond its window before it drops old ones, so that dropping is rare."""
 
 
+WHOLE = 1e-6
+"""Fractional positions a whole window apart may differ by less after rounding; they are out of reach all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class RingView:
     """Rows as a fused decode step reads them: buffers [1, kv_heads, capacity, dim], and the ring.
@@ -136,7 +140,7 @@ class Slot:
     def _mask(self, queries: np.ndarray, rows: np.ndarray) -> Mask:
         seen = rows[None, :] <= queries[:, None]
         if self.window is not None:
-            seen &= queries[:, None] - rows[None, :] < self.window
+            seen &= queries[:, None] - rows[None, :] < self.window - WHOLE
         return None if seen.all() else mx.array(seen)  # type: ignore[arg-type]
 
     def _follows(self, queries: np.ndarray, rows: np.ndarray) -> bool:

@@ -159,7 +159,7 @@ def _reply(
         tokens=run.tokens,
         prompt_tokens=len(prompt),
         finish_reason=finish,
-        exact=prefilled.exact and cache.kv_bits == 16,
+        exact=prefilled.exact and cache.kv_bits == 16 and not getattr(model.decoder, "cuts_ffns", False),
         strategy=prefilled.strategy,
         note=prefilled.note,
         layer_tokens=tuple(prefilled.work.layer_tokens),

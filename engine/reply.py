@@ -15,10 +15,10 @@ class Reply:
     """A finished reply.
 
     `tokens` are the generated ids, the end-of-turn token excluded. `exact` says that the output is what the reference
-    implementation would give: no lossy prefill, no int8 cache. `strategy` is the prefill that ran; `note` says why it
-    is not the one asked for, if so. `layer_tokens` are the prompt tokens that each layer computed, in prefill and
-    decoding together, and `revived` how many of those decoding did. `peak_memory_bytes` is MLX's peak since the reply
-    began, weights included.
+    implementation would give: no lossy prefill, no int8 cache, no neurons cut by a threshold. `strategy` is the prefill
+    that ran; `note` says why it is not the one asked for, if so. `layer_tokens` are the prompt tokens that each layer
+    computed, in prefill and decoding together, and `revived` how many of those decoding did. `peak_memory_bytes` is
+    MLX's peak since the reply began, weights included.
     """
 
     text: str

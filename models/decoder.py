@@ -163,6 +163,8 @@ class Decoder:
     ) -> None:
         self.config = config
         self.source: Path | None = None
+        # Whether a folder's thresholds leave active neurons out, which makes every reply lossy.
+        self.cuts_ffns = False
         """The folder that the weights come from, where they are unchanged."""
         self.dtype = dtype
         self.embed = embed

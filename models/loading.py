@@ -47,6 +47,7 @@ def load_decoder(folder: Path | str, dtype: str | None = None) -> Decoder:
     builder = Builder(decoder_config, weights, compute, expand=_expand(weights, compute), sparsity=sparsity)
     decoder = builder.build()
     decoder.source = folder
+    decoder.cuts_ffns = any(sparsity.thresholds)
     return decoder
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from russet.engine.cache import KVCache, Mask, Slot
+from russet.engine.cache import WHOLE, KVCache, Mask, Slot
 from russet.models.rope import Positions, contiguous
 
 TRUNK = -1
@@ -127,7 +127,7 @@ class _Masks:
         seen = seen & (order <= order[mine, None])
         if window is not None:
             positions = mx.array(self._positions.astype(np.float32))
-            seen = seen & (positions[mine, None] - positions < window)
+            seen = seen & (positions[mine, None] - positions < window - WHOLE)
         return seen
 
 

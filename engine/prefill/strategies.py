@@ -82,7 +82,7 @@ def _specprefill(keep: float | str | None = None, draft: str | float | None = No
     from russet.engine.prefill.specprefill import SpecPrefill
 
     # Checked before a draft model is loaded.
-    share = {} if keep is None else {"keep": _share(keep)}
+    share: dict[str, Any] = {} if keep is None else {"keep": _share(keep)}
     SpecPrefill(**share)
     return SpecPrefill(**share, draft=None if draft is None else _draft(draft))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -264,3 +266,15 @@ def test_saving_to_a_full_disk_keeps_the_old_file(
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(RussetError):
         session.save(tmp_path / "no" / "such" / "folder.russet")
+
+
+def test_a_model_whose_ffns_are_cut_gives_no_exact_reply(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for thresholds, exact in (
+        ([0.0] * config["num_hidden_layers"], True),
+        ([0.1] * config["num_hidden_layers"], False),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, "ffn_thresholds": thresholds}))
+        assert russet.load(folder).generate([1, 2, 3], max_tokens=2).exact is exact
