@@ -80,7 +80,7 @@ class Slot:
         rows = self.rows
         if not rows.takes_ring or not rows.length or (self.window is not None and self._ragged is not None):
             return None
-        if self.window is not None and not rows.in_ring:
+        if self.window is not None:
             self._drop_unseen(position)
         return RingView(*rows.open_ring(), self.ring_state(position))
 

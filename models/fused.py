@@ -19,6 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
@@ -44,9 +45,8 @@ Pending = mx.array | None
 
 @dataclass(slots=True)
 class _Live:
-    """The cache that the last step left, as long as nobody else touches its rows."""
+    """A cache as the last step left it, as long as nobody else touches its rows."""
 
-    cache: KVCache
     slots: list[Slot]
     keys: list[mx.array]
     values: list[mx.array]
@@ -55,12 +55,9 @@ class _Live:
     """Slots that stay alike from step to step: one of them, the rotation of their readers, and which they are."""
     in_ring: int = 0
 
-    def goes_on(self, cache: KVCache) -> bool:
-        return (
-            cache is self.cache
-            and 0 < self.in_ring < RING
-            and all(slot.rows.in_ring == self.in_ring for slot in self.slots)
-        )
+    @property
+    def goes_on(self) -> bool:
+        return 0 < self.in_ring < RING and all(slot.rows.in_ring == self.in_ring for slot in self.slots)
 
 
 class _Rotations:
@@ -97,14 +94,17 @@ class FusedStep:
         # References trace slowly, and MLX 0.32 fails to compile some of their graphs.
         self._traced = mx.compile(self._step) if mode() == "on" else self._step
         self._checked = False
-        self._live: _Live | None = None
+        # Whoever holds a cache keeps it alive; the step does not.
+        self._live: WeakKeyDictionary[KVCache, _Live] = WeakKeyDictionary()
 
     def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array | None:
         """Logits [1, 1, vocab] in float32 after one token [1, 1].
 
         None, and nothing done, where the cache's rows need a mask or come with scales of their own.
         """
-        live = self._live if self._live is not None and self._live.goes_on(cache) else self._open(cache)
+        live = self._live.get(cache)
+        if live is None or not live.goes_on:
+            live = self._open(cache)
         if live is None:
             return None
         position = cache.next_position
@@ -115,7 +115,7 @@ class FusedStep:
             slot.close_ring(ring, position)
         live.in_ring = live.slots[0].rows.in_ring
         cache.next_position = position + 1
-        self._checked, self._live = True, live
+        self._checked, self._live[cache] = True, live
         return logits
 
     @property
@@ -137,7 +137,7 @@ class FusedStep:
         for i, (slot, view, rope) in enumerate(zip(slots, views, self._rope_of, strict=True)):
             alike.setdefault((view.state, slot.window, slot.first, rope), []).append(i)
         groups = [(slots[members[0]], self._rope_of[members[0]], members) for members in alike.values()]
-        return _Live(cache, slots, keys, values, rings, groups)
+        return _Live(slots, keys, values, rings, groups)
 
     def _steps(self, live: _Live, position: int) -> list[mx.array]:
         """What is each slot's own at this position."""

@@ -20,7 +20,7 @@ from russet.kernels.norm_matvec import norm_matvec
 from russet.kernels.packed import BITS, GROUPS, Format, none
 from russet.kernels.residual_matvec import MAX_MERGED, merge_matvec, residual_matvec
 from russet.kernels.sheet import Form, Parts, make_sheet, parts_of
-from russet.models.config import DecoderConfig
+from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.linear import Affine, Branches, Dense, Linear, Quantized, Weight
 from russet.models.norm import RMSNorm
 from russet.models.sparse_ffn import KernelFFN
@@ -93,6 +93,8 @@ def fused_layer(block: Block, decoder: Decoder) -> FusedLayer:
     if spec.attention != "softmax":
         raise UnsupportedModelError(f"{spec.attention} attention")
     owns = spec.kv_source is None
+    if spec.kv_source is not None and not _sees_as(spec, config.layers[spec.kv_source]):
+        raise UnsupportedModelError("layers that read another one's rows with a rotation or window of their own")
     previous = None if block.index == 0 else decoder.blocks[block.index - 1].post_ffn_norm
     sheet = partial(_sheet, dtype=decoder.dtype)
     qkv_form, qkv = sheet(_only(block.project), previous, block.attn_norm)
@@ -140,6 +142,11 @@ def fused_head(decoder: Decoder) -> Head:
         sheet=sheet,
         project=norm_matvec(form, config.norm_eps),
     )
+
+
+def _sees_as(reader: LayerSpec, writer: LayerSpec) -> bool:
+    """Whether what a step says of the writer's slot holds for its reader too."""
+    return (reader.rope, reader.window) == (writer.rope, writer.window)
 
 
 def _attention_form(block: Block, decoder: Decoder) -> mx.array:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -114,3 +117,45 @@ def test_two_bit_weights_with_middle_levels_lose_their_offsets(low: float, balan
     assert form.kind == Format(2, 32, balanced)
     assert mx.array_equal(linear(mx.ones((1, 96), mx.float16)), before)
     assert mx.array_equal(parts_of(form, sheet).w, w)
+
+
+@pytest.mark.parametrize("variant", ["gemma3", "mistral"])
+def test_rows_behind_a_window_are_dropped_while_decoding(variant: str, by_reference, monkeypatch) -> None:
+    monkeypatch.setattr("russet.engine.cache.WINDOW_SLACK", 8)
+    steps, plain = 3 * RING, load_decoder(GOLDEN / variant)
+    found, cache = decode(load_decoder(GOLDEN / variant), steps)
+    plain._step_made = True
+    expected, _ = decode(plain, steps)
+    assert np.abs(found - expected).max() < 2e-5 * max(1, np.abs(expected).max())
+    windowed = [slot for slot in cache.slots.values() if slot.window is not None]
+    assert windowed
+    assert all(slot.rows.length < slot.window + 8 + RING for slot in windowed)
+
+
+def test_a_finished_cache_is_not_kept_alive(by_reference) -> None:
+    decoder = load_decoder(GOLDEN / "llama")
+    _, cache = decode(decoder, 4)
+    gone = weakref.ref(cache)
+    del cache
+    gc.collect()
+    assert gone() is None
+
+
+def test_two_caches_by_turns_stay_apart(by_reference) -> None:
+    decoder, plain = load_decoder(GOLDEN / "llama"), load_decoder(GOLDEN / "llama")
+    plain._step_made = True
+    outs = []
+    for each in (decoder, plain):
+        caches = [each.new_cache(), each.new_cache()]
+        for cache, prompt in zip(caches, ([3, 1, 4], [1, 5]), strict=True):
+            each.extend(mx.array([prompt]), cache)
+        outs.append([np.array(each.extend(mx.array([[step % 50]]), caches[step % 2])) for step in range(20)])
+    assert np.abs(np.array(outs[0]) - np.array(outs[1])).max() < 1e-5
+
+
+def test_readers_that_see_another_way_than_the_writer_are_not_fused(by_reference, caplog) -> None:
+    decoder = load_decoder(GOLDEN / "afm")
+    reader = next(block for block in decoder.blocks if block.spec.kv_source is not None)
+    reader.spec = replace(reader.spec, window=4)
+    assert decoder._fused_step() is None
+    assert "a rotation or window of their own" in caplog.text
