@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from russet.engine.errors import InvalidOptionError, PromptEncodingError
+from russet.engine.cli.stdin import utf8_text
+from russet.engine.errors import InvalidOptionError
 
 
 def read_documents(paths: Iterable[Path]) -> list[str]:
@@ -17,7 +18,7 @@ def read_documents(paths: Iterable[Path]) -> list[str]:
     """
     documents: list[str] = []
     for path in paths:
-        text = _read(path)
+        text = utf8_text(path.read_bytes(), str(path))
         if path.suffix.lower() != ".jsonl":
             documents.append(text)
             continue
@@ -26,17 +27,6 @@ def read_documents(paths: Iterable[Path]) -> list[str]:
     if not any(document.strip() for document in documents):
         raise InvalidOptionError("The files given as documents hold no text; give at least one that does.")
     return documents
-
-
-def _read(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise PromptEncodingError(
-            f"{path} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}); convert it first, "
-            "for instance with iconv."
-        ) from None
 
 
 def _text_of(path: Path, number: int, line: str) -> str:

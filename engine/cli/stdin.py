@@ -23,12 +23,16 @@ def piped_text() -> str | None:
         logging.getLogger("russet").warning(
             "Waiting for text on standard input; close it, or use < /dev/null, if there is none."
         )
-    data = sys.stdin.buffer.read()
+    return utf8_text(sys.stdin.buffer.read(), "Standard input")
+
+
+def utf8_text(data: bytes, source: str) -> str:
+    """Text out of bytes, without a byte order mark. Raises PromptEncodingError, which names the source."""
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise PromptEncodingError(
-            f"Standard input is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}); "
+            f"{source} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}); "
             "convert it first, for instance with iconv."
         ) from None
 
