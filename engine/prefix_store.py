@@ -149,7 +149,7 @@ class PrefixStore:
     def _discard(self, path: Path, error: Exception) -> None:
         if path.exists() and not self._warned:  # otherwise another process evicted it just now
             self._warned = True
-            _logger.warning("the prefix cache %s is damaged, so it is removed and its tokens are computed anew", path.name)
+            _logger.warning("prefix cache %s is damaged, so it is removed and its tokens are computed anew", path.stem)
             _logger.debug("%s: %s", path, error)
         with suppress(OSError):
             path.unlink()
