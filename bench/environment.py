@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import russet
+from russet.models.runtimes import package_suffix
 
 
 def environment() -> dict[str, Any]:
@@ -81,9 +82,13 @@ def _output(command: list[str]) -> str | None:
 
 
 def model_hash(folder: Path) -> str:
-    """SHA-256 over the names and SHA-256s of config.json and the weight files, in the order of their names."""
+    """SHA-256 over the names and SHA-256s of config.json and the weight files, or of a package's files, by name."""
+    packaged = package_suffix(folder) is not None
+    weights = [folder / "config.json", *folder.glob("*.safetensors")]
+    files = [path for path in folder.rglob("*") if path.is_file()] if packaged else weights
     total = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted(files):
+        name = path.relative_to(folder).as_posix() if packaged else path.name
         with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

@@ -14,6 +14,7 @@ from russet.engine.options import GenerationOptions
 from russet.engine.prefill.base import Extend, Extendable, Prefill, Prefilled, PromptTokens, positions_of
 from russet.engine.prefill.exact import Exact
 from russet.engine.sampling import make_sampler
+from russet.models.runtimes.base import runtime_of
 
 
 class Timed(Protocol):
@@ -68,4 +69,4 @@ def greedy(model: Timed, prefill: Prefill, prompt: PromptTokens, generate: int) 
 
 def _dtype(model: Timed) -> str:
     dtype = getattr(model.decoder, "dtype", None)
-    return str(dtype).removeprefix("mlx.core.") if dtype else "mlx-lm's implementation"
+    return str(dtype).removeprefix("mlx.core.") if dtype else f"through {runtime_of(model.decoder)}"

@@ -29,7 +29,8 @@ from russet.engine.tokenizer import Tokenizer, load_tokenizer
 from russet.models.card import describe
 from russet.models.config import DecoderConfig
 from russet.models.download import resolve
-from russet.models.opening import eos_tokens, open_decoder
+from russet.models.opening import Opened, description_folder, eos_tokens, open_decoder
+from russet.models.runtimes.base import ForeignDecoder
 
 Message = dict[str, str]
 AnyPrompt = str | Prompt | Sequence[Message] | Sequence[int]
@@ -42,55 +43,59 @@ def load(
     dtype: str | None = None,
     kv_bits: int | None = None,
     prefix_cache: str | Path | bool | None = None,
+    compute_units: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a model by catalog name, folder, GGUF file or hub repository; it is fetched and converted if need be.
+    """Load a model by catalog name, folder, GGUF file, hub repository or package; fetched and converted if need be.
 
     `dtype` ("float16", "bfloat16", "float32") is what it computes in; unless given, float32 on a CPU and the
     checkpoint's own on a GPU. `kv_bits` 8 stores the KV cache as int8, which halves it and is lossy. `prefix_cache`
     keeps the rows of long prompts on disk, so that a prompt that begins like an earlier one is not computed again: True
-    for the cache folder, or a folder of one's own. Raises `RussetError` subclasses.
+    for the cache folder, or a folder of one's own. `compute_units` ("all", "cpu", "cpu-gpu", "cpu-ne") is what a
+    package for Apple's runtimes may run on. Raises `RussetError` subclasses.
     """
     if kv_bits not in (None, 8, 16):
         raise InvalidOptionError(f"kv_bits is {kv_bits!r}; it must be 8 or 16.")
-    folder = resolve(str(name), progress=progress)
+    path = resolve(str(name), progress=progress)
     started = now()
+    files = description_folder(path)
     # Parsing the vocabulary takes a tenth of a small model's start; weights load meanwhile.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        tokenizer_loading = pool.submit(load_tokenizer, folder, eos_tokens(folder))
-        decoder, config, max_positions = open_decoder(folder, dtype)
+        tokenizer_loading = pool.submit(load_tokenizer, files, eos_tokens(files))
+        opened = open_decoder(path, dtype, compute_units)
         tokenizer = tokenizer_loading.result()
     wire_memory()
-    store = open_store(prefix_cache, folder, decoder, kv_bits or 16)
-    return Model(str(name), folder, decoder, config, tokenizer, max_positions, kv_bits or 16, now() - started, store)
+    store = open_store(prefix_cache, path, opened.decoder, kv_bits or 16)
+    return Model(str(name), path, files, opened, tokenizer, kv_bits or 16, now() - started, store)
 
 
 class Model:
     """A loaded model with its tokenizer and chat template.
 
-    `config` is None where mlx-lm's implementation serves; `card` is a paragraph that says what was loaded.
+    `files` is the folder with its config.json and tokenizer, within `path` for a package. `config` is None where
+    another program computes the layers; `card` is a paragraph that says what was loaded.
     """
 
     def __init__(
         self,
         name: str,
         path: Path,
-        decoder: Extendable,
-        config: DecoderConfig | None,
+        files: Path,
+        opened: Opened,
         tokenizer: Tokenizer,
-        max_positions: int,
         kv_bits: int,
         load_s: float,
         prefix_store: PrefixStore | None = None,
     ) -> None:
         self.name = name
         self.path = path
-        self.decoder = decoder
-        self.config = config
+        self.files = files
+        self.decoder: Extendable = opened.decoder
+        self.config: DecoderConfig | None = opened.config
         self.tokenizer = tokenizer
-        self.template = ChatTemplate.load(path, tokenizer)
-        self.max_positions = max_positions
-        self.vocab_size = config.vocab_size if config else tokenizer.vocab_size
+        self.template = ChatTemplate.load(files, tokenizer)
+        self.max_positions = opened.max_positions
+        self.vocab_size = _vocab_size(opened) or tokenizer.vocab_size
         self.kv_bits = kv_bits
         self.load_s = load_s
         self.prefix_store = prefix_store
@@ -195,6 +200,12 @@ class Model:
             return logits[:, -1]
 
         return step
+
+
+def _vocab_size(opened: Opened) -> int | None:
+    if opened.config is not None:
+        return opened.config.vocab_size
+    return opened.decoder.vocab_size if isinstance(opened.decoder, ForeignDecoder) else None
 
 
 def merge_options(options: GenerationOptions | None, overrides: dict[str, Any]) -> GenerationOptions:

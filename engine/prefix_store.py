@@ -48,13 +48,13 @@ def open_store(where: str | Path | bool | None, model: Path, decoder: Any, kv_bi
     """The store that `russet.load(prefix_cache=...)` asks for: none, the one in the cache folder, or one elsewhere.
 
     Rows are kept apart by weights, number format and kind of device, and by the versions of Russet and MLX, since any
-    of them may change a row. A model that mlx-lm runs has no store, and a note says so.
+    of them may change a row. A model that another program runs has no store, and a note says so.
     """
     if where is None or where is False:
         return None
     limit = size_limit()
     if not isinstance(decoder.new_cache(kv_bits), KVCache):
-        _logger.warning("Prefix caches need one of Russet's own architectures; %s runs without.", model.name)
+        _logger.warning("Prefix caches need one of Russet's own architectures in MLX; %s runs without.", model.name)
         return None
     device = "gpu" if on_gpu() else "cpu"
     versions = (russet.__version__, version("mlx"))

@@ -26,7 +26,7 @@ def save(session: Session, path: Path) -> None:
     cache = session.cache
     arrays: dict[str, mx.array] = {"tokens": mx.array(session.cached, dtype=mx.int32)}
     first: dict[str, int] = {}
-    # Rows of a model that mlx-lm runs are not stored: loading computes them again.
+    # Rows of a model that another program runs are not stored: loading computes them again.
     if isinstance(cache, KVCache) and session.cached:
         for layer, slot in cache.slots.items():
             first[str(layer)] = slot.first

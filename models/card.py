@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from russet.models.config_file import read_config
 from russet.models.families import family_of
+from russet.models.runtimes.base import runtime_of
 from russet.models.shapes import parameter_count
 
 if TYPE_CHECKING:
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
 def describe(model: Model) -> str:
     """One paragraph: architecture, size, number format, context, cache, and the fallback where it serves."""
-    raw = read_config(model.path)
+    raw = read_config(model.files)
     if model.config is None:
         return (
-            f"{model.name}: {raw.get('model_type')} through mlx-lm (exact prefill only; Russet's own techniques "
-            f"need one of its own architectures), context {model.max_positions:,} tokens"
+            f"{model.name}: {raw.get('model_type')} through {runtime_of(model.decoder)} (exact prefill only; Russet's "
+            f"own techniques need one of its own architectures in MLX), context {model.max_positions:,} tokens"
         )
     config = model.config
     count = parameter_count(config, family_of(raw).names(config))

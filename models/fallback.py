@@ -13,14 +13,15 @@ from mlx_lm.utils import load_model
 
 from russet.engine.blas import use_fast_blas
 from russet.engine.device import on_gpu
-from russet.engine.errors import InvalidOptionError, UnsupportedModelError, WeightsError
+from russet.engine.errors import UnsupportedModelError, WeightsError
 from russet.models.loading import DTYPES
+from russet.models.runtimes.base import ForeignDecoder
 from russet.models.weights import check_shards
 
 logger = logging.getLogger("russet")
 
 
-class ForeignCache:
+class MlxLmCache:
     """mlx-lm's caches with the face that the engine expects of a cache."""
 
     kv_bits = 16
@@ -47,25 +48,26 @@ class ForeignCache:
         return sum(cache.nbytes for cache in self.caches)
 
 
-class ForeignDecoder:
+class MlxLmDecoder(ForeignDecoder):
     """mlx-lm's model behind the calls that exact prefill and decoding make."""
+
+    runtime = "mlx-lm"
 
     def __init__(self, model: Any, max_positions: int) -> None:
         self.model = model
         self.max_positions = max_positions
 
-    def new_cache(self, kv_bits: int = 16) -> ForeignCache:
-        if kv_bits != 16:
-            raise InvalidOptionError("kv_bits 8 is for Russet's own architectures; this model runs through mlx-lm.")
-        return ForeignCache(make_prompt_cache(self.model))
+    def new_cache(self, kv_bits: int = 16) -> MlxLmCache:
+        self.refuse_kv_bits(kv_bits)
+        return MlxLmCache(make_prompt_cache(self.model))
 
-    def extend(self, tokens: mx.array, cache: ForeignCache, logits: int = 1) -> mx.array | None:
+    def extend(self, tokens: mx.array, cache: MlxLmCache, logits: int = 1) -> mx.array | None:
         out = self.model(tokens, cache=cache.caches)
         cache.next_position += tokens.shape[1]
         return out[:, -logits:] if logits else None
 
 
-def load_foreign(folder: Path, config: dict[str, Any], dtype: str | None) -> ForeignDecoder:
+def load_foreign(folder: Path, config: dict[str, Any], dtype: str | None) -> MlxLmDecoder:
     """Load through mlx-lm, without running code that a checkpoint brings; says that mlx-lm serves."""
     name = config.get("model_type")
     if not isinstance(name, str) or not name.isidentifier() or not importlib.util.find_spec(f"mlx_lm.models.{name}"):
@@ -80,4 +82,4 @@ def load_foreign(folder: Path, config: dict[str, Any], dtype: str | None) -> For
         model.set_dtype(DTYPES[dtype or "float32"])
     logger.warning("%s runs through mlx-lm: exact prefill only, none of Russet's own techniques", name)
     text = config.get("text_config") or {}
-    return ForeignDecoder(model, config.get("max_position_embeddings") or text.get("max_position_embeddings") or 4096)
+    return MlxLmDecoder(model, config.get("max_position_embeddings") or text.get("max_position_embeddings") or 4096)

@@ -30,6 +30,7 @@ def command(
     model: str,
     dtype: str | None,
     kv_bits: str | None,
+    compute_units: str | None,
     system: str | None,
     prompt: str | None,
     plain: bool,
@@ -58,7 +59,7 @@ def command(
     question = _question(prompt)
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     show_price(prefill)
-    loaded = load_model(model, dtype, kv_bits, prefix_cache)
+    loaded = load_model(model, dtype, kv_bits, prefix_cache, compute_units)
     if on_terminal:
         aside(loaded.card)
     conversation = Conversation(

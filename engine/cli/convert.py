@@ -1,15 +1,18 @@
-"""`russet convert`: a checkpoint of any known kind in, an MLX model folder out."""
+"""`russet convert`: a checkpoint of any known kind in; an MLX model folder out, or a package for Apple's runtimes."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from russet.engine.cli.export import EXPORT_OPTIONS, export_and_show, refuse_mixed
+from russet.engine.cli.options import with_options
 from russet.engine.errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -31,9 +34,15 @@ class RuleType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+def export_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which runtime is converted for, and how its packages are made."""
+    return with_options(function, EXPORT_OPTIONS)
+
+
 @click.command()
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
+@export_options
 @click.option(
     "--bits",
     type=click.Choice(["16", "8", "4", "2"]),
@@ -61,19 +70,27 @@ class RuleType(click.ParamType):
 def command(
     src: Path,
     dst: Path,
+    to: str,
     bits: str | None,
     group_size: str | None,
     dtype: str | None,
     rules: tuple[Rule, ...],
     dry_run: bool,
     as_json: bool,
+    **package: Any,
 ) -> None:
-    """Convert the checkpoint SRC into the new MLX model folder DST.
+    """Convert the checkpoint SRC into the new MLX model folder DST, or with --to into a package for Apple's runtimes.
 
     SRC is a Hugging Face folder (safetensors or PyTorch pickles), a GGUF file, an OpenELM checkpoint as corenet saves
     it, or an AFM state dict as tamm saves it. No code of a checkpoint is run. The result is read back and compared
     with SRC before DST appears; nothing is left behind when anything fails.
+
+    With --to, SRC is whatever `russet chat -m` takes: a model folder, a GGUF file, a hub repository or a catalog name.
     """
+    refuse_mixed(to, {**package, "bits": bits, "group_size": group_size, "dtype": dtype, "rule": rules})
+    if to != "mlx":
+        export_and_show(src, dst, to, package, dry_run=dry_run, as_json=as_json)
+        return
     from russet.converters.convert import convert
     from russet.engine.cli.console import terminal_progress
 

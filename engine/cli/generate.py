@@ -39,6 +39,7 @@ def command(
     model: str,
     dtype: str | None,
     kv_bits: str | None,
+    compute_units: str | None,
     prompt: str,
     system: str | None,
     documents: tuple[Path, ...],
@@ -67,7 +68,7 @@ def command(
         settings["prefill"] = strategy
     content = _content(prompt, documents)
     show_price(prefill)
-    loaded = load_model(model, dtype, kv_bits, prefix_cache)
+    loaded = load_model(model, dtype, kv_bits, prefix_cache, compute_units)
     if as_json or not stream:
         reply = loaded.generate(content, **settings)
         show_note(reply.note)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from russet.engine.errors import InvalidOptionError
+from russet.models.runtimes import COMPUTE_UNITS
 
 if TYPE_CHECKING:
     from russet.engine.api import Model
@@ -34,7 +35,7 @@ MODEL_OPTIONS = (
         "--model",
         default=DEFAULT_MODEL,
         show_default=True,
-        help="Catalog name, model folder, GGUF file, or hub repository.",
+        help="Catalog name, model folder or package, GGUF file, or hub repository.",
     ),
     click.option(
         "--dtype",
@@ -42,6 +43,11 @@ MODEL_OPTIONS = (
         help="Precision to compute in.  [default: what suits the device]",
     ),
     click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Bits of stored keys and values; 8 is lossy."),
+    click.option(
+        "--compute-units",
+        type=click.Choice(COMPUTE_UNITS),
+        help="What a package for Apple's runtimes may run on: the CPU (cpu), and the GPU or the Neural Engine (ne).",
+    ),
 )
 
 SAMPLING_OPTIONS = (
@@ -60,7 +66,7 @@ SAMPLING_OPTIONS = (
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which model is loaded, and how: `model`, `dtype`, `kv_bits`."""
+    """Add the options that say which model is loaded, and how: `model`, `dtype`, `kv_bits`, `compute_units`."""
     return with_options(function, MODEL_OPTIONS)
 
 
@@ -93,7 +99,13 @@ def sampling_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     return overrides
 
 
-def load_model(model: str, dtype: str | None, kv_bits: str | None, prefix_cache: bool = False) -> Model:
+def load_model(
+    model: str,
+    dtype: str | None,
+    kv_bits: str | None,
+    prefix_cache: bool = False,
+    compute_units: str | None = None,
+) -> Model:
     """`russet.load` with a progress bar on a terminal."""
     import russet
     from russet.engine.cli.console import terminal_progress
@@ -104,5 +116,6 @@ def load_model(model: str, dtype: str | None, kv_bits: str | None, prefix_cache:
             dtype=dtype,
             kv_bits=int(kv_bits) if kv_bits else None,
             prefix_cache=prefix_cache,
+            compute_units=compute_units,
             progress=progress,
         )

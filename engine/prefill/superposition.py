@@ -23,6 +23,7 @@ from russet.engine.prefill.paths import Layout, LogProbabilities, Path, Runner, 
 from russet.engine.prefill.stored_documents import StoredDocuments
 from russet.engine.rows import GROWTH
 from russet.models.decoder import Decoder
+from russet.models.runtimes.base import runtime_of
 
 if TYPE_CHECKING:
     from russet.engine.api import Model
@@ -74,7 +75,7 @@ class Superposition:
         if parts is None:
             return _exactly(decoder, prompt, cache, "the prompt has no documents that are set apart from the rest")
         if not isinstance(decoder, Decoder):
-            return _exactly(decoder, prompt, cache, "the model runs through mlx-lm")
+            return _exactly(decoder, prompt, cache, f"the model runs through {runtime_of(decoder)}")
         layout = lay_out(parts, self.spacing)
         runner = Runner(decoder, cache, self.chunk)
         rows = self._superposed(decoder, parts, layout, runner)
@@ -94,7 +95,9 @@ class Superposition:
         if self.documents is None or parts is None:
             raise InvalidOptionError("There is nothing to precompute without a document cache and documents.")
         if not isinstance(model.decoder, Decoder):
-            raise InvalidOptionError(f"{model.name} runs through mlx-lm, which has no document caches.")
+            raise InvalidOptionError(
+                f"{model.name} runs through {runtime_of(model.decoder)}, which has no document caches."
+            )
         runner = Runner(model.decoder, model.decoder.new_cache(model.kv_bits), self.chunk)
         return StoredDocuments(self.documents, model.decoder, runner, parts.preamble, parts.documents).computed
 

@@ -1,0 +1,129 @@
+"""Export a model to a runtime that is not MLX: one contract for every target of `russet convert --to`.
+
+A target is one module with one function, registered in `TARGETS`:
+
+    export(model, dst, options, dry_run, progress) -> ExportReport
+
+It writes through `converters.writer.staged_folder`, so that `dst` is there whole or not at all, and what it wrote is
+opened by the module of the same name in models/runtimes/.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from russet.converters.model_tensors import ModelTensors
+from russet.converters.writer import refuse_existing
+from russet.engine.errors import InvalidOptionError, MissingDependencyError
+from russet.engine.progress import SilentProgress
+
+if TYPE_CHECKING:
+    from russet.engine.progress import Progress
+
+# Name -> module, the libraries that it needs, and the extra that installs them.
+TARGETS: dict[str, tuple[str, tuple[str, ...], str]] = {}
+
+WEIGHTS = ("float16", "float32", "int8", "int4", "palette4", "palette2", "balanced2")
+LAYOUTS = ("engine", "swift")
+SYSTEMS = ("ios17", "ios18", "ios26")
+CONTEXT = 2048
+CHUNK = 64
+
+Layout = Literal["engine", "swift"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the user asked for; a target refuses by name what it does not implement.
+
+    `weights` is how matrices are stored; None is float16, or "balanced2" for those of 2 bits with the levels
+    {-1.5, -0.5, 0.5, 1.5} times a scale. `context` is the number of positions that the state holds, `chunk` the
+    tokens that the prefill function takes, `system` the oldest system that the package is for.
+    """
+
+    weights: str | None = None
+    layout: Layout = "engine"
+    context: int | None = None
+    chunk: int | None = None
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("weights", self.weights, WEIGHTS),
+            ("layout", self.layout, LAYOUTS),
+            ("system", self.system, SYSTEMS),
+        ):
+            if value is not None and value not in known:
+                raise InvalidOptionError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        for name, value in (("context", self.context), ("chunk", self.chunk)):
+            if value is not None and value < 1:
+                raise InvalidOptionError(f"{name} is {value}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did, or with `dry_run` would do. Sizes are in bytes; `packages` are the names of what is in dst.
+
+    `lines` say how much each kind of tensor takes: (name, stored as, tensors, bytes).
+    """
+
+    source: Path
+    dst: Path
+    target: str
+    family: str
+    weights: str
+    layout: str
+    context: int
+    chunk: int
+    system: str
+    parameters: int
+    bytes_out: int
+    packages: tuple[str, ...]
+    dry_run: bool
+    notes: tuple[str, ...] = ()
+    lines: tuple[tuple[str, str, int, int], ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(nbytes for *_, nbytes in self.lines) / max(1, self.parameters)
+
+
+class Exporter(Protocol):
+    """What a target's module offers."""
+
+    def export(
+        self, model: ModelTensors, dst: Path, options: ExportOptions, dry_run: bool, progress: Progress
+    ) -> ExportReport: ...
+
+
+def export(
+    src: str | Path,
+    dst: str | Path,
+    to: str,
+    *,
+    options: ExportOptions | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export the model `src` (a folder, a GGUF file, a hub repository or a catalog name) to the new package `dst`.
+
+    Nothing is left at `dst` when it fails. Raises InvalidOptionError, MissingDependencyError, UnsupportedModelError,
+    OutputExistsError, StorageError, WeightsError, and what fetching a model raises.
+    """
+    from russet.models.download import resolve
+
+    if to not in TARGETS:
+        raise InvalidOptionError(f"There is no target {to!r}; there are {', '.join(TARGETS)}.")
+    module, libraries, extra = TARGETS[to]
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise MissingDependencyError(f"Converting to {to} needs {library}; install russet[{extra}].")
+    if not dry_run:
+        refuse_existing(Path(dst))
+    model = ModelTensors(resolve(str(src), progress=progress))
+    exporter: Exporter = importlib.import_module(module)  # type: ignore[assignment]
+    return exporter.export(model, Path(dst), options or ExportOptions(), dry_run, progress or SilentProgress())
