@@ -89,3 +89,11 @@ class GateError(RussetError):
 
 class PredictorError(RussetError):
     """A KV predictor is damaged, or was made for other models than it is used with."""
+
+
+class TrainingDataError(RussetError):
+    """Text for a recipe is missing, cut short, or made of another tokenizer's tokens."""
+
+
+class TrainingError(RussetError):
+    """A fine-tune cannot go on: it diverged, or what it was to be resumed from is another run's."""

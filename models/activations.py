@@ -12,15 +12,15 @@ from russet.models.config import Activation
 Gate = Callable[[mx.array, mx.array], mx.array]
 
 
-def gated(name: Activation, compiled: bool) -> Gate:
-    """The gate for an activation; `compiled` fuses it into one launch.
+def gated(name: Activation, compiled: bool, shift: float = 0.0) -> Gate:
+    """The gate for an activation of x - `shift`; `compiled` fuses it into one launch.
 
     A CPU runs it as it is written: compiling there calls a C++ compiler, which may be missing and takes a second.
     """
     act = _ACTIVATIONS[name]
 
     def gate(x: mx.array, up: mx.array) -> mx.array:
-        return act(x) * up
+        return act(x - shift if shift else x) * up
 
     return mx.compile(gate, shapeless=True) if compiled else gate
 

@@ -53,6 +53,7 @@ class LayerSpec:
 
     `window` is the number of positions a query sees, itself included (None: all). `kv_source` is the earlier layer
     whose keys and values this layer reads; None means that it writes and reads a cache slot of its own.
+    With `relu_shift` s the activation is max(x - s, 0).
     `sigmoid_bias` is b in sigmoid attention, sigmoid(scale Q K^T + b) V (arXiv 2409.04431); None is minus the logarithm
     of the number of keys that the query sees.
     """
@@ -63,6 +64,7 @@ class LayerSpec:
     ffn_dim: int
     rope: Rope
     activation: Activation = "silu"
+    relu_shift: float = 0.0
     window: int | None = None
     kv_source: int | None = None
     attention: Attention = "softmax"
@@ -85,6 +87,8 @@ class DecoderConfig:
     ffn_bias: bool = False
     post_norms: bool = False
     """Gemma: the attention's and the FFN's outputs are normalised too, before the residual addition."""
+    relu_norms: bool = False
+    """Rows are cut at zero after the norms before attention and FFN (ReLU Strikes Back, arXiv 2310.04564)."""
     unit_offset_norm: bool = False
     """Gemma: a norm multiplies by 1 + weight."""
     attention_scale: float | None = None

@@ -36,6 +36,9 @@ class Probe:
     def queries(self, layer: int, queries: mx.array, cache: KVCache) -> None:
         """Queries [batch, heads, rows, head_dim] as they meet the keys of `cache.slot(layer)`, theirs included."""
 
+    def ffn(self, layer: int, x: mx.array, gate: mx.array, up: mx.array) -> None:
+        """An FFN's normalised input [batch, rows, hidden], and its two projections before the activation."""
+
 
 class Block:
     """One layer: attention and FFN, each behind a norm and in front of a residual addition."""
@@ -102,8 +105,11 @@ class Block:
         h = self._add(h, self._attention(queries, positions, cache), self.out, self.post_attn_norm)
         if self.step_ffn is not None and self.step_ffn.takes(h.shape[0] * h.shape[1]):
             return self.step_ffn(h)
-        gated = self.gate(*self.gate_up(self.ffn_norm(h)))
-        return self._add(h, gated, self.down, self.post_ffn_norm)
+        x = self.ffn_norm(h)
+        gate, up = self.gate_up(x)
+        if probe is not None:
+            probe.ffn(self.index, x, gate, up)
+        return self._add(h, self.gate(gate, up), self.down, self.post_ffn_norm)
 
     @property
     def arrays(self) -> list[mx.array]:

@@ -92,6 +92,8 @@ def fused_layer(block: Block, decoder: Decoder) -> FusedLayer:
     config, spec = decoder.config, block.spec
     if spec.attention != "softmax":
         raise UnsupportedModelError(f"{spec.attention} attention")
+    if spec.relu_shift:
+        raise UnsupportedModelError("a shifted ReLU")
     owns = spec.kv_source is None
     if spec.kv_source is not None and not _sees_as(spec, config.layers[spec.kv_source]):
         raise UnsupportedModelError("layers that read another one's rows with a rotation or window of their own")

@@ -20,7 +20,7 @@ from russet.models.config_file import read_config
 from russet.models.decoder import Block, Decoder, Norm
 from russet.models.families import family_of, read_decoder
 from russet.models.linear import Branches, Embedding, Linear, Weight, branches, linear
-from russet.models.norm import RMSNorm
+from russet.models.norm import ReLUNorm, RMSNorm
 from russet.models.sparse_ffn import down_projection, step_ffn
 from russet.models.sparsity import Sparsity, read_sparsity
 from russet.models.weights import Weights, WeightSource
@@ -72,7 +72,11 @@ def _expand(weights: Weights, dtype: mx.Dtype) -> bool:
 
 
 class Builder:
-    """Turns named tensors into blocks, a few layers at a time, so that their source can be freed after them."""
+    """Turns named tensors into blocks, a few layers at a time, so that their source can be freed after them.
+
+    `traced` evaluates nothing and leaves out what has no gradient, so that a decoder can be built inside a function
+    that MLX differentiates or compiles.
+    """
 
     def __init__(
         self,
@@ -81,17 +85,19 @@ class Builder:
         dtype: mx.Dtype,
         expand: bool,
         sparsity: Sparsity | None = None,
+        traced: bool = False,
     ) -> None:
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.expand = expand
         self.sparsity = sparsity or Sparsity()
+        self.traced = traced
 
     def build(self) -> Decoder:
         config = self.config
         blocks: list[Block] = []
-        streams = _loading_streams()
+        streams = [mx.default_stream(mx.default_device())] if self.traced else _loading_streams()
         with mx.stream(streams[-1]):
             embed = Embedding(self._weight("embed"), config.embed_scale, self.dtype)
         for start in range(0, len(config.layers), len(streams)):
@@ -100,33 +106,38 @@ class Builder:
                 with mx.stream(stream):
                     group.append(self._block(i))
             # Joined weights are evaluated here so that their parts can go.
-            mx.eval([block.arrays for block in group], self.weights.taken())
+            self._evaluate([block.arrays for block in group])
             blocks += group
         norm = self._norm("norm")
         head = embed.head() if config.tied_head else linear(self._weight("head"))
-        mx.eval(head.arrays, self.weights.taken())
+        self._evaluate(head.arrays)
         return Decoder(config, self.dtype, embed, blocks, norm, head, fused_rope=on_gpu())
+
+    def _evaluate(self, arrays: object) -> None:
+        if not self.traced:
+            mx.eval(arrays, self.weights.taken())
 
     def _block(self, i: int) -> Block:
         config, spec = self.config, self.config.layers[i]
         role = f"layers.{i}."
         owns = spec.kv_source is None
         has_scales = owns and config.quantized_kv
-        ffn_norm, gate_up = self._norm(role + "ffn_norm"), self._gate_up(i)
+        ffn_norm, gate_up = self._input_norm(role + "ffn_norm"), self._gate_up(i)
         threshold = self.sparsity.threshold(i)
         sparse = (spec.activation == "relu" or threshold > 0) and not (config.ffn_bias or config.post_norms)
+        sparse = sparse and not (spec.relu_shift or config.relu_norms or self.traced)
         down = self._down(role + "down", sparse)
         return Block(
             i,
             spec,
             config.attention_scale or spec.head_dim**-0.5,
-            attn_norm=self._norm(role + "attn_norm"),
+            attn_norm=self._input_norm(role + "attn_norm"),
             project=self._queries_keys_values(i) if owns else self._branches([role + "q"]),
             attend=attention(spec, on_gpu()),
             out=linear(self._weight(role + "o"), self._bias(role + "o", config.out_bias)),
             ffn_norm=ffn_norm,
             gate_up=gate_up,
-            gate=gated(spec.activation, compiled=on_gpu()),
+            gate=gated(spec.activation, compiled=on_gpu(), shift=spec.relu_shift),
             down=down,
             step_ffn=step_ffn(ffn_norm, gate_up, down, spec.activation, threshold) if sparse else None,
             q_norm=self._norm(role + "q_norm") if config.qk_norm != "none" else None,
@@ -168,7 +179,11 @@ class Builder:
     def _array(self, role: str) -> mx.array:
         return self.weights.bare(role)
 
-    def _norm(self, role: str) -> Norm:
+    def _input_norm(self, role: str) -> Norm:
+        norm = self._norm(role)
+        return ReLUNorm(norm) if self.config.relu_norms else norm
+
+    def _norm(self, role: str) -> RMSNorm:
         weight = self.weights.dense(role, self.dtype)
         if self.config.unit_offset_norm:
             weight = (weight.astype(mx.float32) + 1).astype(self.dtype)

@@ -8,6 +8,7 @@ from russet.engine.errors import UnsupportedModelError
 from russet.models.config import DecoderConfig
 from russet.models.families.base import Config, Family
 from russet.models.families.sound import refuse_unsound
+from russet.models.variant import KEY
 
 # config.json's model_type -> the module that reads it
 FAMILIES = {
@@ -40,6 +41,10 @@ def read_decoder(config: Config) -> DecoderConfig:
     family = family_of(config)
     try:
         decoder = family.read(config)
+        if KEY in config and FAMILIES[config["model_type"]] != "llama":
+            raise UnsupportedModelError(
+                f"config.json has a block {KEY!r}; of Russet's families, llama and mistral are implemented with it."
+            )
         refuse_unsound(decoder)
         kind = config.get("attention_kind") or "softmax"
         if any(layer.attention != kind for layer in decoder.layers):

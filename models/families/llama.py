@@ -1,10 +1,11 @@
-"""Llama 2 and 3, SmolLM2 and Mistral, in Hugging Face's naming."""
+"""Llama 2 and 3, SmolLM2 and Mistral, in Hugging Face's naming; models/variant.py has what recipes change in them."""
 
 from __future__ import annotations
 
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.families.base import Config, activation, attention, eos_ids, layer_count, positive, refuse_unless
 from russet.models.families.rope import read_rope
+from russet.models.variant import apply_variant
 
 MISTRAL_WINDOW = 4096
 """What transformers assumes where the key is absent; null means no window."""
@@ -28,7 +29,7 @@ def read(config: Config) -> DecoderConfig:
         sigmoid_bias=sigmoid_bias,
     )
     bias = bool(config.get("attention_bias", False))
-    return DecoderConfig(
+    decoder = DecoderConfig(
         family=config["model_type"],
         hidden_dim=hidden,
         vocab_size=positive(config, "vocab_size"),
@@ -41,15 +42,16 @@ def read(config: Config) -> DecoderConfig:
         tied_head=bool(config.get("tie_word_embeddings", False)),
         eos_token_ids=eos_ids(config),
     )
+    return apply_variant(config, decoder)
 
 
 def names(config: DecoderConfig) -> dict[str, str]:
     roles = {"embed": "model.embed_tokens", "norm": "model.norm"}
     if not config.tied_head:
         roles["head"] = "lm_head"
-    for i in range(len(config.layers)):
+    for i, layer in enumerate(config.layers):
         ours, stock = f"layers.{i}", f"model.layers.{i}"
-        for part in "qkvo":
+        for part in "qkvo" if layer.kv_source is None else "qo":
             roles[f"{ours}.{part}"] = f"{stock}.self_attn.{part}_proj"
         for part in ("gate", "up", "down"):
             roles[f"{ours}.{part}"] = f"{stock}.mlp.{part}_proj"

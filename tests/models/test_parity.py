@@ -68,7 +68,7 @@ def test_the_ways_of_a_gpu_equal_the_reference(folder: Path, step: int, monkeypa
     """MLX's rotation and joined projections, which a CPU can run too but does not choose."""
     monkeypatch.setattr(loading, "on_gpu", lambda: True)
     # compiling for a CPU needs a C++ compiler
-    monkeypatch.setattr(loading, "gated", lambda activation, compiled: gated(activation, compiled=False))
+    monkeypatch.setattr(loading, "gated", lambda activation, compiled, shift: gated(activation, False, shift))
     assert difference(folder, step) < TOLERANCE
 
 

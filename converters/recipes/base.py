@@ -1,0 +1,171 @@
+"""The contract of a recipe: what it changes in a model, what it trains, by which loss, and what it writes.
+
+A recipe is a subclass of `Recipe` in a file of its own, registered in `RECIPES`. The trainer calls, in this order,
+
+    configure(raw)            config.json of the source -> config.json of the result, which says the new architecture
+    start(source)             the trained arrays, float32, by name
+    loss(params, ...)         inside a compiled and differentiated step, with the arrays that `start` named
+    export(params)            what is written
+    report(params, ...)       what the recipe measures of its result
+
+and every method but the first has a default that serves a recipe which only changes the architecture. A parameter is
+named after the role of its tensor (models/families/base.py), `layers.3.q`, or `layers.3.q.bias`; a recipe adds names of
+its own. All randomness comes from keys that the recipe makes from numbers, so that a run can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import mlx.core as mx
+
+from russet.converters.recipes.forward import Rows, decoder_of, hidden_rows
+from russet.converters.recipes.losses import head_loss, hidden_loss
+from russet.converters.recipes.source import Params, Source
+from russet.models.config import DecoderConfig
+from russet.models.decoder import Decoder, Probe
+from russet.models.families import read_decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids [batch, length], and the ids that follow each of them."""
+
+    tokens: mx.array
+    labels: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Weights of the default loss: KL from the source's logits, cross-entropy with the text, hidden states."""
+
+    kl: float = 1.0
+    ce: float = 0.0
+    hidden: float = 0.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.kl or self.hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What the source model computes for the batch: rows after its last norm, its head, each layer's output."""
+
+    rows: Rows
+    head: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """How the optimizer treats a parameter: a factor on the learning rate, and whether its weights decay."""
+
+    rate: float = 1.0
+    decays: bool = True
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model folder's content: config.json and tensors by stock name, as they are stored; `files` are extra ones."""
+
+    config: dict[str, Any]
+    tensors: dict[str, mx.array]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+Loss = tuple[mx.array, dict[str, mx.array]]
+"""The scalar that is minimised, and scalars for the curve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A recipe's own settings; a subclass adds fields with defaults: numbers, booleans, strings."""
+
+
+class Recipe:
+    """A recipe with the defaults; a subclass names itself and overrides what it does otherwise."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for `russet recipe --help`."""
+    options_type: ClassVar[type[Options]] = Options
+    objective: ClassVar[Objective] = Objective()
+
+    def __init__(self, options: Options | None = None, objective: Objective | None = None) -> None:
+        self.options = options or self.options_type()
+        self.weights_of_loss = objective or self.objective
+        self.source: Source
+        self.raw: dict[str, Any] = {}
+        self.config: DecoderConfig
+        self.dtype = mx.float32
+
+    def open(self, source: Source, dtype: mx.Dtype) -> None:
+        """Take the source, and the number format that the step computes in. Raises UnsupportedModelError."""
+        self.source, self.dtype = source, dtype
+        self.raw = self.configure(dict(source.raw))
+        self.config = read_decoder(self.raw)
+
+    def configure(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The result's config.json. Raises InvalidOptionError or UnsupportedModelError."""
+        return raw
+
+    def start(self) -> Params:
+        """The trained arrays, float32: here all tensors of the source that the result has."""
+        roles = self.source.family.names(self.config)
+        return {name: array for name, array in self.source.weights.items() if name.removesuffix(".bias") in roles}
+
+    def treatment(self, name: str) -> Treatment:
+        """How the optimizer treats a parameter; norms and biases do not decay."""
+        return Treatment(decays=not name.endswith(("norm", ".bias")))
+
+    def weights(self, params: Params, at: mx.array) -> Params:
+        """The arrays that the decoder computes with, by role: here the parameters themselves.
+
+        `at` is how far the training is, a scalar from 0 to 1.
+        """
+        return params
+
+    def decoder(self, params: Params, at: mx.array) -> Decoder:
+        """The decoder of the result over traced parameters."""
+        return decoder_of(self.config, self.weights(params, at), self.dtype)
+
+    def loss(self, params: Params, batch: Batch, teacher: Teacher | None, at: mx.array) -> Loss:
+        """What is minimised: the objective's weighted sum, plus `penalty`."""
+        decoder, probe, wanted = self.decoder(params, at), self.probe(), self.weights_of_loss
+        rows = hidden_rows(decoder, batch.tokens, keep=bool(wanted.hidden), probe=probe)
+        total, terms = head_loss(rows, decoder, batch.labels, teacher, wanted.kl, wanted.ce)
+        if wanted.hidden and teacher is not None:
+            terms["hidden"] = hidden_loss(rows.layers, teacher.rows.layers)
+            total = total + wanted.hidden * terms["hidden"]
+        extra = self.penalty(probe, at)
+        return total + sum(extra.values(), mx.array(0.0)), terms | extra
+
+    def probe(self) -> Probe | None:
+        """What watches the layers of a forward pass, for `penalty`."""
+        return None
+
+    def penalty(self, probe: Probe | None, at: mx.array) -> dict[str, mx.array]:
+        """Further terms of the loss by name, weighted."""
+        return {}
+
+    def export(self, params: Params) -> Exported:
+        """What is written: here every tensor in the source's number format."""
+        names = self.source.family.names(self.config)
+        final = self.weights(params, mx.array(1.0))
+        return Exported(self.raw, stock_tensors(names, final, self.source.dtype))
+
+    def report(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
+        """What the recipe measures of its result on held-out text, as JSON."""
+        return {}
+
+
+def stock_tensors(names: Mapping[str, str], arrays: Params, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Role -> stock tensor name, for arrays that are stored dense."""
+    tensors = {}
+    for name, array in arrays.items():
+        role = name.removesuffix(".bias")
+        part = "bias" if name.endswith(".bias") else "weight"
+        tensors[f"{names[role]}.{part}"] = array.astype(dtype)
+    return tensors

@@ -1,0 +1,114 @@
+"""The decoder over arrays that are being trained: whole sequences, no cache, every operation with a gradient.
+
+It is the one decoder of models/decoder.py, built inside the function that MLX differentiates and compiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from russet.converters.recipes.source import Params
+from russet.engine.cache import KVCache, Mask
+from russet.models.config import DecoderConfig
+from russet.models.decoder import Decoder, Probe
+from russet.models.linear import Weight
+from russet.models.loading import Builder
+from russet.models.rope import Positions
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Hidden rows [batch, length, hidden] after the last norm, and each layer's output where it was kept."""
+
+    final: mx.array
+    layers: list[mx.array]
+
+
+class Arrays:
+    """A `WeightSource` over arrays by role."""
+
+    def __init__(self, arrays: Params) -> None:
+        self._arrays = arrays
+
+    def has(self, role: str) -> bool:
+        return role in self._arrays
+
+    def weight(self, role: str, dtype: mx.Dtype, expand: bool) -> Weight:
+        return self._arrays[role].astype(dtype)
+
+    def dense(self, role: str, dtype: mx.Dtype) -> mx.array:
+        return self._arrays[role].astype(dtype)
+
+    def bias(self, role: str) -> mx.array:
+        return self._arrays[f"{role}.bias"]
+
+    def bare(self, role: str) -> mx.array:
+        return self._arrays[role]
+
+    def taken(self) -> list[mx.array]:
+        return []
+
+
+def decoder_of(config: DecoderConfig, arrays: Params, dtype: mx.Dtype) -> Decoder:
+    """A decoder over traced arrays, which it casts to `dtype`."""
+    return Builder(config, Arrays(arrays), dtype, expand=True, traced=True).build()
+
+
+class FullSequence:
+    """What stands in for a cache where a sequence is there as a whole: each slot holds its rows and nothing else."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self._source = [i if layer.kv_source is None else layer.kv_source for i, layer in enumerate(config.layers)]
+        self.slots = {i: SequenceRows(config.layers[i].window) for i in set(self._source)}
+
+    def slot(self, layer: int) -> SequenceRows:
+        return self.slots[self._source[layer]]
+
+
+class SequenceRows:
+    """Keys and values of one layer, [batch, kv_heads, length, head_dim]."""
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.rows: tuple[mx.array, mx.array] | None = None
+
+    def append(self, keys: mx.array, values: mx.array, positions: Positions) -> None:
+        self.rows = keys, values
+
+    def read(self, positions: Positions, queries: int) -> tuple[mx.array, mx.array, Mask]:
+        assert self.rows is not None
+        if self.window is None or queries <= self.window:
+            return *self.rows, "causal"
+        apart = np.arange(queries)[:, None] - np.arange(queries)[None, :]
+        return *self.rows, mx.array((apart >= 0) & (apart < self.window))
+
+
+def hidden_rows(
+    decoder: Decoder,
+    tokens: mx.array,
+    *,
+    keep: bool = False,
+    probe: Probe | None = None,
+    cache: FullSequence | None = None,
+) -> Rows:
+    """Token ids [batch, length] through all layers and the last norm; `keep` keeps every layer's output."""
+    # The decoder asks of its cache no more than the two calls of a slot.
+    rows = cast(KVCache, cache or FullSequence(decoder.config))
+    h, count = decoder.embed(tokens), len(decoder.blocks)
+    if not keep:
+        return Rows(decoder.norm(decoder.run(h, range(count), 0, rows, probe=probe)), [])
+    kept = []
+    for i in range(count):
+        h = decoder.run(h, range(i, i + 1), 0, rows, probe=probe)
+        kept.append(h)
+    return Rows(decoder.norm(h), kept)
+
+
+def head_of(decoder: Decoder) -> mx.array:
+    """The head's weight [vocab, hidden]."""
+    (transposed,) = decoder.output.arrays
+    return transposed.T
