@@ -30,8 +30,11 @@ def text(name: str) -> str:
 
 
 def header(includes: Sequence[str], target: Backend) -> str:
-    """The text in front of a kernel function: the back-end's prelude, then the headers that the body names."""
-    return "\n".join(_short(_file(name, target), target) for name in ("prelude.h", *includes))
+    """The text in front of a kernel function: the back-end's prelude, then the headers that the body names.
+
+    It ends its last line, for MLX goes on right behind it, and a line with an include takes nothing else.
+    """
+    return "".join(_short(_file(name, target), target) + "\n" for name in ("prelude.h", *includes))
 
 
 def body(name: str, inputs: Sequence[str], target: Backend) -> str:

@@ -147,7 +147,7 @@ class Kernel:
             found = self.run(inputs, self.launch(target, *inputs))
             mx.eval(found)
         except Exception as error:  # whatever the compiler or the driver says, the reference can still serve
-            return Check(variant, None, f"it does not run: {str(error).strip().partition(chr(10))[0]}")
+            return Check(variant, None, f"it does not run: {_reason(error)}")
         # The CPU has no reduced precision; GPU products of float32 may.
         with mx.stream(mx.cpu):
             expected = self.reference(*inputs)
@@ -161,6 +161,12 @@ class Kernel:
         if not self._disabled:
             _log.warning("Kernel %s is switched off, and MLX's operations serve: %s.", self.name, reason)
         self._disabled = self._disabled or reason
+
+
+def _reason(error: Exception) -> str:
+    """One line of what a compiler or a driver says: its first error, for warnings may come before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "error:" in line), lines[0])
 
 
 def made(name: str) -> list[Kernel]:

@@ -90,7 +90,7 @@ def test_each_variant_is_checked_once(double, monkeypatch):
     [
         (DOUBLE.replace("2.0f", "2.01f"), "its error against the reference is 5.0e-03, and 1e-06 is allowed"),
         (DOUBLE.replace("i < x_shape[0]", "i > 3 && i < x_shape[0]"), "its error against the reference is nan"),
-        (DOUBLE.replace("out[i]", "missing[i]"), "it does not run: the source does not compile:"),
+        (DOUBLE.replace("out[i]", "missing[i]"), "it does not run: kernel.metal:"),
     ],
     ids=["wrong", "unwritten", "uncompiled"],
 )
@@ -152,8 +152,20 @@ def test_cuda_kernels_are_made_on_demand_out_of_files(monkeypatch):
     assert len(options["header"]) + len(options["source"]) < 1000
 
 
+@pytest.mark.parametrize("target", ["metal", "cuda"])
+def test_a_header_ends_its_last_line(target):
+    """MLX writes "namespace ..." right behind it, and a line with an include takes nothing else."""
+    assert backend_module.header(("matvec.h", "activations.h"), target).endswith("\n")
+
+
 def includes(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("#include")]
+
+
+def test_the_reason_of_a_compiler_is_its_first_error():
+    log = "Failed to compile kernel: k.cu(8): warning: extra text\n\nk.cu(9): error: unknown name\n1 error detected"
+    assert base._reason(RuntimeError(log)) == "k.cu(9): error: unknown name"
+    assert base._reason(RuntimeError("out of memory\nsomewhere")) == "out of memory"
 
 
 def test_metals_text_is_short_and_says_the_same():

@@ -61,8 +61,9 @@ def cuda_source(kernel: Kernel, inputs: Inputs) -> str:
         for name, value in launch.template
     ]
     lines = (
-        *(_PREAMBLE, backend.header(kernel.headers, "cuda"), "namespace mlx::core::cu {"),
-        *(f"__global__ void {kernel.name}({', '.join(parameters)}) {{", *template, body, "}", "}"),
+        # As MLX does, nothing between the header and what follows, nor between the body and its brace.
+        f"{_PREAMBLE}{backend.header(kernel.headers, 'cuda')}namespace mlx::core::cu {{",
+        *(f"__global__ void {kernel.name}({', '.join(parameters)}) {{", *template, f"{body}\n}}", "}"),
     )
     return "\n".join(lines)
 
