@@ -61,6 +61,30 @@ def retention(ours: Sequence[float], theirs: Sequence[float]) -> Estimate | None
     return _bootstrap(share, ours, theirs)
 
 
+def perplexity(logs: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """exp(-sum(logs) / sum(weights)), its interval by bootstrap over rows; `logs` are in nats."""
+    return _bootstrap(lambda found: np.exp(-_rate(found[0], found[1])), logs, weights)
+
+
+def bits(logs: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """-sum(logs) / sum(weights) in bits, its interval by bootstrap over rows; `logs` are in nats."""
+    return _bootstrap(lambda found: -_rate(found[0], found[1]) / math.log(2), logs, weights)
+
+
+def perplexity_ratio(ours: Sequence[float], theirs: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """Perplexity of `ours` over that of `theirs`, rows drawn in pairs."""
+    return _bootstrap(lambda found: np.exp(-_rate(found[0] - found[1], found[2])), ours, theirs, weights)
+
+
+def bits_difference(ours: Sequence[float], theirs: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """Bits of `ours` - those of `theirs`, rows drawn in pairs."""
+    return bits(np.subtract(ours, theirs).tolist(), weights)
+
+
+def _rate(logs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return logs.sum(axis=-1) / weights.sum(axis=-1)
+
+
 def _bootstrap(statistic: Callable[[np.ndarray], np.ndarray], *columns: Sequence[float]) -> Estimate:
     """`statistic` takes [columns, ..., rows] to [...]; percentile interval over rows drawn with replacement."""
     table = np.array(columns, dtype=float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -32,13 +32,15 @@ def rouge1(output: str, references: Sequence[str]) -> float:
 
     Words are runs of letters and digits in lower case, unstemmed; of several references the best counts.
     """
-    return max((_overlap(_words(output), _words(reference)) for reference in references), default=0.0)
+    return max((overlap(_words(output), _words(reference)) for reference in references), default=0.0)
 
 
-def _words(text: str) -> Counter[str]:
-    return Counter(_WORDS.findall(text.lower()))
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
 
 
-def _overlap(one: Counter[str], other: Counter[str]) -> float:
-    shared = (one & other).total()
-    return 2 * shared / (one.total() + other.total()) if shared else 0.0
+def overlap(one: Iterable[str], other: Iterable[str]) -> float:
+    """F1 of the words that two texts share, each counted as often as both have it; 0 where they share none."""
+    ours, theirs = Counter(one), Counter(other)
+    shared = (ours & theirs).total()
+    return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0

@@ -11,6 +11,7 @@ from russet.bench.peers import PEERS, require_peer
 from russet.engine.cli.bench_kernels import kernels
 from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
 from russet.engine.cli.bench_prefill import prefill
+from russet.engine.cli.bench_quality import quality
 from russet.engine.cli.bench_roofline import roofline
 from russet.engine.cli.bench_shape import chosen_bits, random_model, shape_options
 from russet.engine.cli.lengths import Lengths
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Measure speed on this machine, beside other engines."""
+    """Measure speed on this machine, beside other engines, and quality."""
 
 
 @command.command()
@@ -95,4 +96,5 @@ def _publish(report: Report, json_file: str | None) -> None:
 
 command.add_command(kernels)
 command.add_command(prefill)
+command.add_command(quality)
 command.add_command(roofline)

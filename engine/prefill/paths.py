@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from russet.engine import likelihood
 from russet.engine.cache import KVCache
 from russet.engine.prefill.base import Segments
 from russet.engine.prefill.branches import BranchCache, Rows, join
@@ -122,9 +123,8 @@ def log_probabilities(decoder: Decoder, h: mx.array, targets: mx.array) -> mx.ar
     """log p of `targets` [rows] by hidden rows [1, rows, hidden], float32 [rows]."""
     values = []
     for start in range(0, h.shape[1], HEAD_ROWS):
-        logits = decoder.head(h[:, start : start + HEAD_ROWS])[0].astype(mx.float32)
-        wanted = mx.take_along_axis(logits, targets[start : start + HEAD_ROWS, None], axis=-1)[:, 0]
-        values.append(wanted - mx.logsumexp(logits, axis=-1))
+        logits = decoder.head(h[:, start : start + HEAD_ROWS])[0]
+        values.append(likelihood.log_probabilities(logits, targets[start : start + HEAD_ROWS]))
     return mx.concatenate(values)
 
 

@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from russet.bench.intervals import difference, mean, median, proportion, retention
+from russet.bench.intervals import (
+    bits,
+    bits_difference,
+    difference,
+    mean,
+    median,
+    perplexity,
+    perplexity_ratio,
+    proportion,
+    retention,
+)
 
 
 def test_wilsons_interval_is_the_published_one_and_never_empty() -> None:
@@ -35,3 +47,19 @@ def test_nothing_can_be_retained_of_nothing() -> None:
     assert retention([1.0, 0.0], [0.0, 0.0]) is None
     rare = retention([0.0, 0.0, 1.0], [0.0, 0.0, 1.0])
     assert rare is not None and (rare.low, rare.high) == (1.0, 1.0)
+
+
+def test_perplexities_weigh_rows_by_what_they_are_spread_over() -> None:
+    found = perplexity([-2.0, -6.0], [1, 3])
+    assert found.value == pytest.approx(math.exp(2)) and found.low == pytest.approx(found.high)
+    spread = perplexity([-1.0, -9.0, -4.0], [1, 3, 2])
+    assert spread.value == pytest.approx(math.exp(14 / 6)) and spread.low < spread.value < spread.high
+    assert bits([-2.0, -6.0], [1, 3]).value == pytest.approx(2 / math.log(2))
+
+
+def test_perplexities_are_compared_row_by_row() -> None:
+    ours, theirs, weights = [-1.0, -9.0, -4.0], [-1.1, -9.3, -4.2], [1, 3, 2]
+    ratio = perplexity_ratio(ours, theirs, weights)
+    assert ratio.value == pytest.approx(perplexity(ours, weights).value / perplexity(theirs, weights).value)
+    assert ratio.low == pytest.approx(math.exp(-0.1)) and ratio.high == pytest.approx(math.exp(-0.1))
+    assert bits_difference(ours, theirs, weights).value == pytest.approx(-0.6 / 6 / math.log(2))

@@ -1,0 +1,61 @@
+"""`russet bench quality`: every task of a model through every strategy, into a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from russet.bench.decode import Listener
+from russet.bench.environment import model_hash
+from russet.bench.prefill_contenders import Contender
+from russet.bench.quality import fill, new_scores, prompt_length
+from russet.bench.quality_report import QualityReport, Subject
+from russet.bench.tasks.items import QualityTask
+
+if TYPE_CHECKING:
+    from russet.engine.api import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which rows: the first `limit` of every task, from the files in `data`."""
+
+    tasks: Sequence[QualityTask]
+    data: Path
+    limit: int
+
+
+def run(
+    report: QualityReport,
+    model: Model,
+    name: str,
+    plan: Plan,
+    found: Sequence[Contender],
+    listen: Listener = lambda _: None,
+) -> None:
+    """Score a model, called `name` in the report; what an exception interrupts stays there as far as it came.
+
+    Raises BenchmarkDataError where a task's data are missing, before anything is computed.
+    """
+    for task in plan.tasks:
+        next(iter(task.items(plan.data, prompt_length(model))), None)
+    sha256 = model_hash(model.path)
+    for task in plan.tasks:
+        for contender in found:
+            subject = Subject(name, contender.name, sha256, model.card)
+            scores = new_scores(task)
+            report.add(subject, scores)
+            heard = _listener(listen, subject.name)
+            fill(scores, task, model, plan.data, plan.limit, contender, listen=heard)
+
+
+def _listener(listen: Listener, subject: str) -> Listener:
+    return lambda text: listen(f"{subject}: {text}")
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Model -> what the report calls it: the last part of a path or repository, where that tells it from the others."""
+    last = [Path(model).name for model in models]
+    return {model: name if last.count(name) == 1 else model for model, name in zip(models, last, strict=True)}
