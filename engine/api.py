@@ -17,7 +17,7 @@ from russet.engine.encoding import encode_messages, encode_parts
 from russet.engine.errors import ChatTemplateError, EmptyPromptError, InvalidOptionError
 from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
-from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens, positions_of
+from russet.engine.prefill.base import Extend, Extendable, Prefill, PromptTokens, positions_of, prepare
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefix_store import PrefixStore, open_store
 from russet.engine.progress import Progress
@@ -126,9 +126,10 @@ class Model:
         `overrides` are fields of `GenerationOptions` (max_tokens, temperature, seed, ...). The prompt is checked here,
         before the first piece is asked for.
         """
+        strategy = prefill or Exact()
+        self.load_for(strategy)
         watch = Stopwatch()
         chosen = merge_options(options, overrides)
-        strategy = prefill or Exact()
         tokens = self.prepare(prompt, raw=raw, system=system)
         check_prompt(tokens.tokens, self.max_positions, positions_of(strategy, tokens))
         watch.tokenised()
@@ -189,6 +190,12 @@ class Model:
         if self.template is None:
             raise ChatTemplateError(f"{self.name} has no chat template, so it can only continue text; use raw prompts.")
         return self.template
+
+    def load_for(self, prefill: Prefill) -> None:
+        """Load what a strategy brings (KV Prediction's auxiliary model) unless it is there; `load_s` counts it."""
+        started = now()
+        prepare(prefill, self.decoder)
+        self.load_s += now() - started
 
     def step(self, cache: Any, extend: Extend | None = None) -> Step:
         """The decoder, or `extend` in its place, as the token loop wants it: a token in, logits of the next one out."""

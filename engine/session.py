@@ -33,6 +33,7 @@ class Session:
         self.model = model
         self.options = options
         self.prefill = prefill or Exact()
+        model.load_for(self.prefill)
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.cache: Any = model.decoder.new_cache(model.kv_bits)
         self.cached: list[int] = []

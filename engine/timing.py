@@ -17,6 +17,7 @@ class Timings:
     """One reply's durations in seconds and rates in tokens a second; rates are 0 where nothing was measured."""
 
     load_s: float
+    """The model, and what its prefill strategies bring, such as an auxiliary model."""
     ttft_s: float
     prefill_s: float
     prefill_tps: float

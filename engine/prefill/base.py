@@ -108,3 +108,18 @@ class Spaced(Protocol):
 def positions_of(prefill: Prefill, prompt: PromptTokens) -> int:
     """How many positions of the model's context a prompt takes."""
     return prefill.positions(prompt) if isinstance(prefill, Spaced) else len(prompt.tokens)
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A strategy that brings weights of its own, which are better loaded before a prompt waits for them."""
+
+    def prepare(self, decoder: Any) -> object:
+        """Load them and check them against the decoder, once; nothing for one that the strategy cannot handle."""
+        ...
+
+
+def prepare(prefill: Prefill, decoder: Any) -> None:
+    """Load what a strategy brings, so that the wait for the first token is prefill and nothing else."""
+    if isinstance(prefill, Prepared):
+        prefill.prepare(decoder)

@@ -50,7 +50,12 @@ class KVPrediction:
         self.rows = rows or prefill_chunk()
         self._prepared: tuple[Decoder, Decoder, Predictor] | None = None
 
-    def prepare(self, decoder: Decoder) -> tuple[Decoder, Predictor]:
+    def prepare(self, decoder: Any) -> None:
+        """Load the auxiliary ahead of the first prompt, and check it and the predictor against the base."""
+        if isinstance(decoder, Decoder):
+            self._parts(decoder)
+
+    def _parts(self, decoder: Decoder) -> tuple[Decoder, Predictor]:
         """The auxiliary, and the predictor in the base's number format, once both have been checked against it."""
         if self._prepared is None or self._prepared[0] is not decoder:
             _check("base model", self.predictor.base, decoder)
@@ -62,14 +67,16 @@ class KVPrediction:
                     f"The predictor was made with layers {list(self.predictor.auxiliary)} of the base itself, which "
                     "the auxiliary given does not have; leave the auxiliary out."
                 )
-            self._prepared = decoder, auxiliary, self.predictor.astype(decoder.dtype)
+            predictor = self.predictor.astype(decoder.dtype)
+            mx.eval(list(predictor.weights.values()))
+            self._prepared = decoder, auxiliary, predictor
         return self._prepared[1:]
 
     def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
         reason = self._unfit(decoder, prompt, cache)
         if reason:
             return exact_instead(decoder, prompt, cache, reason, self.rows)
-        auxiliary, predictor = self.prepare(decoder)
+        auxiliary, predictor = self._parts(decoder)
         *context, last = prompt.tokens
         store_predicted(decoder, auxiliary, predictor, context, cache, self.rows)
         cache.next_position = len(context)
@@ -88,7 +95,7 @@ class KVPrediction:
                 f"The auxiliary model has not seen the {cache.next_position} tokens that are cached already, so the "
                 "rest of the prompt was computed exactly."
             )
-        config = self.prepare(decoder)[0].config
+        config = self._parts(decoder)[0].config
         if len(prompt.tokens) > config.max_positions or max(prompt.tokens) >= config.vocab_size:
             return (
                 f"The auxiliary model takes {config.max_positions} tokens out of a vocabulary of {config.vocab_size}, "

@@ -243,3 +243,32 @@ def test_a_reply_says_that_rows_were_predicted(tiny_model: Any) -> None:
     assert (done.strategy, done.exact, done.note) == ("kv-prediction", False, "")
     assert done.layer_tokens == (1, 1, 1)
     assert done.tokens == tiny_model.generate("What is this?", max_tokens=8).tokens
+
+
+def test_the_auxiliary_is_loaded_before_the_wait_for_the_first_token(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for a reply, a turn or nothing yet: `load_s` counts the loading, and no TTFT does."""
+    predictor = random_predictor(tiny_model.decoder, tiny_model.decoder)
+    save_predictor(predictor, tmp_path / "p")
+    shutil.copytree(tiny_model.path, tmp_path / "p" / "small")
+    loaded: list[Path] = []
+
+    def slow(folder: Path) -> Decoder:
+        loaded.append(folder)
+        return load_decoder(folder)
+
+    monkeypatch.setattr("russet.engine.prefill.kv_prediction.load_decoder", slow)
+    monkeypatch.setattr("russet.engine.api.now", lambda: 5.0 * len(loaded))
+    before = tiny_model.load_s
+    pieces = tiny_model.stream("What is this?", prefill=KVPrediction(tmp_path / "p"), max_tokens=2)
+    assert loaded == [tmp_path / "p" / "small"] and tiny_model.load_s == before + 5
+    *_, last = pieces
+    assert last.reply.strategy == "kv-prediction" and last.reply.timings.load_s == tiny_model.load_s
+    tiny_model.session(prefill=KVPrediction(tmp_path / "p"))
+    assert len(loaded) == 2
+    tiny_model.load_s = before
+
+
+def test_what_cannot_be_predicted_needs_no_auxiliary(decoders: dict[str, Decoder]) -> None:
+    KVPrediction(Predictor.identity(decoders["llama"])).prepare(Foreign(decoders["llama"]))
