@@ -27,6 +27,7 @@ from russet.models.families import family_of, read_decoder
 from russet.models.loading import load_decoder
 from russet.models.shards import shards
 from russet.models.sparsity import DOWN_KEY, NEURON_MAJOR, THRESHOLDS_KEY, read_sparsity
+from russet.models.weights import BALANCED
 
 DEFAULT_TOKENS = 4096
 
@@ -112,6 +113,11 @@ def _turn(tensors: dict[str, mx.array], name: str, quantization: Mapping[str, An
     """Replace one packed matrix by its transpose, quantised again; the relative error that this made."""
     own = quantization.get(name)
     layout = own if isinstance(own, dict) else quantization
+    if layout.get("mode") == BALANCED:
+        raise InvalidOptionError(
+            f"{name} was trained for 2 bits with groups along its inputs, and rounding it again would ruin it: "
+            "train it from a ReLU model, whose down projections are written by neuron."
+        )
     keys = [f"{name}.{part}" for part in ("weight", "scales", "biases")]
     weight, scales, biases = (tensors[key] for key in keys)
     dense = mx.dequantize(weight, scales, biases, layout["group_size"], layout["bits"]).T

@@ -34,6 +34,9 @@ class WeightSource(Protocol):
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
+BALANCED = "balanced"
+"""The `mode` of 2-bit tensors with levels {-1.5, -0.5, 0.5, 1.5} times a scale: MLX's affine layout without biases."""
+
 
 class Weights:
     """Lazily loaded tensors; each is handed out once, and freed by whoever took it."""
@@ -105,8 +108,11 @@ class Weights:
         return tensor
 
     def _affine(self, name: str, shape: Shape, dtype: mx.Dtype) -> Affine:
-        group_size, bits = self._layout(name)
-        weight, scales, biases = (self._pop(f"{name}.{part}") for part in ("weight", "scales", "biases"))
+        group_size, bits, balanced = self._layout(name)
+        weight, scales = self._pop(f"{name}.weight"), self._pop(f"{name}.scales")
+        if balanced:
+            scales, group_size = _groups_of(scales, shape[1], group_size)
+        biases = -1.5 * scales if balanced else self._pop(f"{name}.biases")
         packed, groups = (shape[0], shape[1] * bits // 32), (shape[0], shape[1] // group_size)
         if weight.shape != packed or scales.shape != groups or biases.shape != groups or weight.dtype != mx.uint32:
             raise WeightsError(
@@ -117,15 +123,23 @@ class Weights:
             self._take(weight), self._take(scales.astype(dtype)), self._take(biases.astype(dtype)), group_size, bits
         )
 
-    def _layout(self, name: str) -> tuple[int, int]:
+    def _layout(self, name: str) -> tuple[int, int, bool]:
+        """Group size, bits, and whether offsets are left out because the levels are balanced."""
         own = self._quantization.get(name)
         settings = own if isinstance(own, dict) else self._quantization
-        if settings.get("mode", "affine") != "affine":
+        mode = settings.get("mode", "affine")
+        if mode not in ("affine", BALANCED):
             raise UnsupportedModelError(
-                f"{name} is quantised in mode {settings['mode']!r}; Russet reads MLX's affine mode."
+                f"{name} is quantised in mode {mode!r}; Russet reads MLX's affine mode and its own, {BALANCED!r}."
             )
         try:
-            return int(settings["group_size"]), int(settings["bits"])
+            group_size, bits = int(settings["group_size"]), int(settings["bits"])
+            if mode == BALANCED and (bits, group_size in (0, 32, 64, 128)) != (2, True):
+                raise UnsupportedModelError(
+                    f"{name} is quantised in mode {BALANCED!r} to {bits} bits in groups of {group_size}; 2 bits in "
+                    "groups of 32, 64 or 128, or 0 for a scale a row, are what there is."
+                )
+            return group_size, bits, mode == BALANCED
         except KeyError:
             raise CheckpointError(
                 f"config.json of {self.folder} does not say group_size and bits, though {name} is quantised."
@@ -138,6 +152,14 @@ class Weights:
             raise WeightsError(
                 f"{self.folder} has no tensor {name}, which its config.json asks for; convert the checkpoint again."
             ) from None
+
+
+def _groups_of(scales: mx.array, width: int, group_size: int) -> tuple[mx.array, int]:
+    """Balanced scales as MLX's products take them: one a row is repeated over the largest groups that fit."""
+    if group_size or scales.ndim != 1:
+        return scales, group_size or width
+    group_size = next((size for size in (128, 64, 32) if width % size == 0), width)
+    return mx.repeat(scales[:, None], width // group_size, axis=1), group_size
 
 
 def _quantization(config: dict[str, Any]) -> dict[str, Any]:

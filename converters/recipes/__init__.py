@@ -11,6 +11,7 @@ RECIPES = {
     "control": ("control", "Control"),
     "relufy": ("relufy", "Relufy"),
     "share_kv": ("share_kv", "ShareKV"),
+    "qat2": ("qat2", "QAT2"),
 }
 
 
