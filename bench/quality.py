@@ -152,8 +152,7 @@ def _values(scores: Scores, rows: list[str]) -> list[Values]:
 def with_decoder(model: Model, decoder: Decoder) -> Model:
     """A model with another decoder in memory, tokenizer and chat template being `model`'s, for `evaluate`."""
     from russet.engine.api import Model
+    from russet.models.opening import Opened
 
-    config = decoder.config
-    return Model(
-        model.name, model.path, decoder, config, model.tokenizer, config.max_positions, model.kv_bits, load_s=0.0
-    )
+    opened = Opened(decoder, decoder.config, decoder.config.max_positions)
+    return Model(model.name, model.path, model.files, opened, model.tokenizer, model.kv_bits, load_s=0.0)
