@@ -27,6 +27,9 @@ Gate = Callable[[mx.array, mx.array], mx.array]
 class Probe:
     """What a prefill strategy may watch while rows run through layers; a subclass overrides what it needs."""
 
+    def normed(self, layer: int, rows: mx.array) -> None:
+        """Rows [batch, rows, hidden] after the norm in front of attention: what a layer projects."""
+
     def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
         """Keys before their norm and rotation, and values, of a layer that writes its own.
 
@@ -126,6 +129,8 @@ class Block:
     ) -> mx.array:
         """Queries [batch, heads, rows, head_dim], after storing the rows' keys and values where the layer owns them."""
         spec = self.spec
+        if probe is not None:
+            probe.normed(self.index, x)
         queries, *keys_values = self.project(x)
         queries = self._turn(_heads(queries, spec.heads), self.q_norm, rotate)
         if keys_values:

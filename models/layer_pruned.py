@@ -42,11 +42,16 @@ def layer_pruned(base: Decoder, layers: Sequence[int] | float) -> Decoder:
     """
     if isinstance(layers, int | float):
         layers = spread_layers(base.config, layers)
-    _check_layers(base.config, layers)
-    specs = [_renumbered(base.config.layers[i], layers) for i in layers]
-    blocks = [_block(base.blocks[layer], i, spec) for i, (layer, spec) in enumerate(zip(layers, specs, strict=True))]
-    config = replace(base.config, layers=tuple(specs))
+    config = pruned_config(base.config, layers)
+    pairs = zip(layers, config.layers, strict=True)
+    blocks = [_block(base.blocks[layer], i, spec) for i, (layer, spec) in enumerate(pairs)]
     return Decoder(config, base.dtype, base.embed, blocks, base.norm, base.output, base.fused_rope)
+
+
+def pruned_config(config: DecoderConfig, layers: Sequence[int]) -> DecoderConfig:
+    """The configuration of a decoder with the given layers only; raises what `layer_pruned` raises."""
+    _check_layers(config, layers)
+    return replace(config, layers=tuple(_renumbered(config.layers[i], layers) for i in layers))
 
 
 def _renumbered(spec: LayerSpec, layers: Sequence[int]) -> LayerSpec:

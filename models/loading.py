@@ -104,7 +104,7 @@ class Builder:
             group = []
             for i, stream in zip(range(start, len(config.layers)), streams, strict=False):
                 with mx.stream(stream):
-                    group.append(self._block(i))
+                    group.append(self.block(i))
             # Joined weights are evaluated here so that their parts can go.
             self._evaluate([block.arrays for block in group])
             blocks += group
@@ -117,7 +117,8 @@ class Builder:
         if not self.traced:
             mx.eval(arrays, self.weights.taken())
 
-    def _block(self, i: int) -> Block:
+    def block(self, i: int) -> Block:
+        """One layer, unevaluated."""
         config, spec = self.config, self.config.layers[i]
         role = f"layers.{i}."
         owns = spec.kv_source is None

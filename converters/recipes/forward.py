@@ -13,9 +13,9 @@ import numpy as np
 
 from russet.converters.recipes.source import Params
 from russet.engine.cache import KVCache, Mask
+from russet.models.array_weights import ArrayWeights
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder, Probe
-from russet.models.linear import Weight
 from russet.models.loading import Builder
 from russet.models.rope import Positions
 
@@ -28,34 +28,9 @@ class Rows:
     layers: list[mx.array]
 
 
-class Arrays:
-    """A `WeightSource` over arrays by role."""
-
-    def __init__(self, arrays: Params) -> None:
-        self._arrays = arrays
-
-    def has(self, role: str) -> bool:
-        return role in self._arrays
-
-    def weight(self, role: str, dtype: mx.Dtype, expand: bool) -> Weight:
-        return self._arrays[role].astype(dtype)
-
-    def dense(self, role: str, dtype: mx.Dtype) -> mx.array:
-        return self._arrays[role].astype(dtype)
-
-    def bias(self, role: str) -> mx.array:
-        return self._arrays[f"{role}.bias"]
-
-    def bare(self, role: str) -> mx.array:
-        return self._arrays[role]
-
-    def taken(self) -> list[mx.array]:
-        return []
-
-
 def decoder_of(config: DecoderConfig, arrays: Params, dtype: mx.Dtype) -> Decoder:
     """A decoder over traced arrays, which it casts to `dtype`."""
-    return Builder(config, Arrays(arrays), dtype, expand=True, traced=True).build()
+    return Builder(config, ArrayWeights(arrays), dtype, expand=True, traced=True).build()
 
 
 class FullSequence:

@@ -18,12 +18,12 @@ from russet.engine.errors import PredictorError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
 from russet.engine.prefill.exact import exact_instead
 from russet.engine.prefill.identity import EQUAL, Identity, keys_values
-from russet.engine.prefill.predictor import Predictor
+from russet.engine.prefill.own_layers import auxiliary_of
+from russet.engine.prefill.predictor import Predictor, Seen
 from russet.engine.prefill.predictor_folder import load_predictor
 from russet.models.catalog import CATALOG
 from russet.models.decoder import Decoder, Probe
 from russet.models.download import resolve
-from russet.models.layer_pruned import layer_pruned
 from russet.models.loading import load_decoder
 
 _logger = logging.getLogger("russet")
@@ -110,7 +110,7 @@ class KVPrediction:
         if self.auxiliary is not None:
             return load_decoder(resolve(str(self.auxiliary)))
         if not isinstance(known, Identity):
-            return layer_pruned(decoder, known)
+            return auxiliary_of(decoder, known, self.predictor.own)
         inside = self.folder / known.name if self.folder else None
         if inside is not None and inside.is_dir():
             return load_decoder(inside)
@@ -130,24 +130,27 @@ def store_predicted(
     The auxiliary stops at the last layer that the map reads. Its cache is gone afterwards.
     """
     layers = range(max(source for source in predictor.layer_map if source is not None) + 1)
-    auxiliary_cache, seen = auxiliary.new_cache(), _KeysValues()
+    auxiliary_cache, watch = auxiliary.new_cache(), _Watch()
     for start in range(0, len(tokens), rows):
         chunk = mx.array([tokens[start : start + rows]])
-        auxiliary.run(auxiliary.embed(chunk), layers, start, auxiliary_cache, last=0, probe=seen)
+        auxiliary.run(auxiliary.embed(chunk), layers, start, auxiliary_cache, last=0, probe=watch)
         for layer, source in enumerate(predictor.layer_map):
             if source is not None:
-                base.store(layer, *predictor.predict(layer, *seen.rows[source]), start, cache)
+                base.store(layer, *predictor.predict(layer, watch.seen[source]), start, cache)
         mx.eval(cache.arrays(), auxiliary_cache.arrays())
 
 
-class _KeysValues(Probe):
-    """Keeps each layer's last keys and values."""
+class _Watch(Probe):
+    """Keeps what each layer computed of the last rows."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, tuple[mx.array, mx.array]] = {}
+        self.seen: dict[int, Seen] = {}
+
+    def normed(self, layer: int, rows: mx.array) -> None:
+        self._rows = rows
 
     def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
-        self.rows[layer] = (keys, values)
+        self.seen[layer] = Seen(keys, values, self._rows)
 
 
 def _check(role: str, known: Identity, decoder: Decoder) -> None:

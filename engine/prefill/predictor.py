@@ -1,10 +1,15 @@
-"""The linear maps of KV Prediction (arXiv 2410.08391): from an auxiliary's keys and values to the base model's."""
+"""The linear maps of KV Prediction (arXiv 2410.08391): from what an auxiliary computes to the base model's rows.
+
+The paper's maps read the auxiliary's keys and values. Maps may read what these are made of instead, the rows after the
+norm in front of attention, as SwiftKV's do (arXiv 2410.03960): a row of SmolLM2-135M has 576 numbers, its keys 192.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Literal
 
 import mlx.core as mx
 
@@ -18,20 +23,38 @@ LayerMap = tuple[int | None, ...]
 
 PARTS = ("keys", "values")
 
+Inputs = Literal["keys_values", "normed"]
+"""What a map reads of its auxiliary layer: keys for keys and values for values, or the normed rows for both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an auxiliary layer computed: keys before their norm and rotation and values, [batch, kv_heads, rows,
+    head_dim], and the rows that they were made of, [batch, rows, hidden]."""
+
+    keys: mx.array
+    values: mx.array
+    normed: mx.array
+
 
 @dataclass(frozen=True)
 class Predictor:
     """One map with bias for the keys and one for the values of every base layer that writes its own.
 
     `auxiliary` identifies a model, or lists the base's own layers. `weights` holds "layers.I.keys.weight" [out, in],
-    "layers.I.keys.bias" [out] and the same for "values", I being the base layer, in any floating type. In and out are
-    key heads times head size. Raises `PredictorError` where map, sizes and weights do not fit together.
+    "layers.I.keys.bias" [out] and the same for "values", I being the base layer, in any floating type. Out is key heads
+    times head size, and in as well, or the auxiliary's hidden size with normed `inputs`. `unmapped` base layers take
+    their auxiliary layer's keys and values as they are. `own` has the arrays of auxiliary layers that are not the
+    base's any more, by role (own_layers.py). Raises `PredictorError` where map, sizes and weights do not fit together.
     """
 
     base: Identity
     auxiliary: Identity | tuple[int, ...]
     layer_map: LayerMap
     weights: dict[str, mx.array]
+    inputs: Inputs = "keys_values"
+    unmapped: tuple[int, ...] = ()
+    own: dict[str, mx.array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.base.keys_values)
@@ -40,7 +63,10 @@ class Predictor:
                 f"The auxiliary's layers are {list(self.auxiliary)}, but the base has layers 0 to {count - 1} only."
             )
         _check_map(self.layer_map, self.base.keys_values, self.sources)
-        shapes = expected_shapes(self.layer_map, self.base.keys_values, self.sources)
+        _check_unmapped(self.unmapped, self.layer_map, self.base.keys_values, self.sources)
+        if self.own and isinstance(self.auxiliary, Identity):
+            raise PredictorError("Only an auxiliary made of the base's layers has layers of its own; it is damaged.")
+        shapes = self.shapes
         for name, shape in shapes.items():
             array = self.weights.get(name)
             if array is None or array.shape != shape:
@@ -70,20 +96,36 @@ class Predictor:
             return self.auxiliary.keys_values
         return tuple(self.base.keys_values[i] for i in self.auxiliary)
 
-    def predict(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """A base layer's keys, neither normalised nor rotated yet, and values from its auxiliary layer's.
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of all weights."""
+        known = self.auxiliary if isinstance(self.auxiliary, Identity) else self.base
+        width = known.hidden_dim if self.inputs == "normed" else None
+        mapped = [None if i in self.unmapped else source for i, source in enumerate(self.layer_map)]
+        return expected_shapes(mapped, self.base.keys_values, self.sources, width)
 
-        All are [batch, kv_heads, rows, head_dim], of that layer's own sizes.
+    def predict(self, layer: int, seen: Seen) -> tuple[mx.array, mx.array]:
+        """A base layer's keys, neither normalised nor rotated yet, and values from what its auxiliary layer computed.
+
+        Both are [batch, kv_heads, rows, head_dim] of the base layer's sizes.
         """
+        if layer in self.unmapped:
+            return seen.keys, seen.values
+        heads = self.base.keys_values[layer]
+        assert heads is not None
         predicted = []
-        for part, x in zip(PARTS, (keys, values), strict=True):
-            batch, _, rows, _ = x.shape
+        for part, x in zip(PARTS, self._inputs_of(seen), strict=True):
             weight, bias = self.weights[f"layers.{layer}.{part}.weight"], self.weights[f"layers.{layer}.{part}.bias"]
-            flat = x.transpose(0, 2, 1, 3).reshape(batch, rows, -1).astype(weight.dtype)
-            heads = self.base.keys_values[layer]
-            assert heads is not None
-            predicted.append(mx.addmm(bias, flat, weight.T).reshape(batch, rows, *heads).transpose(0, 2, 1, 3))
+            rows = mx.addmm(bias, x.astype(weight.dtype), weight.T)
+            predicted.append(rows.reshape(*x.shape[:2], *heads).transpose(0, 2, 1, 3))
         return predicted[0], predicted[1]
+
+    def _inputs_of(self, seen: Seen) -> tuple[mx.array, mx.array]:
+        """What the maps for keys and for values read, [batch, rows, in]."""
+        if self.inputs == "normed":
+            return seen.normed, seen.normed
+        keys, values = (x.transpose(0, 2, 1, 3) for x in (seen.keys, seen.values))
+        return keys.reshape(*keys.shape[:2], -1), values.reshape(*values.shape[:2], -1)
 
     def astype(self, dtype: mx.Dtype) -> Predictor:
         """The same maps in another number format."""
@@ -122,22 +164,35 @@ def spread(auxiliary: int, base: int) -> list[int]:
 
 
 def expected_shapes(
-    layers: LayerMap, base: Sequence[KeysValues | None], sources: Sequence[KeysValues | None]
+    layers: Sequence[int | None],
+    base: Sequence[KeysValues | None],
+    sources: Sequence[KeysValues | None],
+    width: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of all weights."""
+    """Tensor name -> shape of all weights; `width` is that of the rows that the maps read, None for keys and values."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, out, into in _maps(layers, base, sources):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
+    for i, source in enumerate(layers):
+        if source is not None:
+            out, into = prod(base[i] or ()), width or prod(sources[source] or ())
+            for part in PARTS:
+                name = f"layers.{i}.{part}"
+                shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
     return shapes
 
 
-def _maps(
-    layers: LayerMap, base: Sequence[KeysValues | None], sources: Sequence[KeysValues | None]
-) -> Iterator[tuple[str, int, int]]:
-    for i, source in enumerate(layers):
-        if source is not None:
-            for part in PARTS:
-                yield f"layers.{i}.{part}", prod(base[i] or ()), prod(sources[source] or ())
+def _check_unmapped(
+    unmapped: Sequence[int],
+    layers: LayerMap,
+    base: Sequence[KeysValues | None],
+    sources: Sequence[KeysValues | None],
+) -> None:
+    for i in unmapped:
+        source = layers[i] if 0 <= i < len(layers) else None
+        if source is None or base[i] != sources[source]:
+            raise PredictorError(
+                f"The predictor takes the rows of layer {i} as its auxiliary computes them, but that layer is not fed "
+                "by one of its own sizes; it is damaged."
+            )
 
 
 def _check_map(layers: LayerMap, base: Sequence[KeysValues | None], sources: Sequence[KeysValues | None]) -> None:

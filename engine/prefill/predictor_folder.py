@@ -7,21 +7,23 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
 
 from russet.engine.errors import CheckpointError, OutputExistsError, PredictorError
 from russet.engine.prefill.identity import SAMPLE_TOKENS, Identity
-from russet.engine.prefill.predictor import Predictor
+from russet.engine.prefill.predictor import Inputs, Predictor
 from russet.engine.storage import require_space, writing
 from russet.models.safetensors_file import SafetensorsFile, open_safetensors
 
 FORMAT = "russet-kv-predictor"
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "predictor.json"
 TENSORS = "predictor.safetensors"
+OWN = "auxiliary."
+OWN_BITS, OWN_GROUP = 8, 64
 MAX_DESCRIPTION_BYTES = 1_000_000
 MAX_LAYERS = 10_000
 MAX_SIZE = 10_000_000
@@ -38,26 +40,36 @@ def save_predictor(predictor: Predictor, folder: Path) -> None:
     """
     if folder.exists():
         raise OutputExistsError(f"{folder} exists already; give the predictor a folder of its own.")
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    with writing(folder):
+        try:
+            partial.mkdir(parents=True)
+            write_predictor(predictor, partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_predictor(predictor: Predictor, folder: Path) -> None:
+    """Fill an empty folder; raises what `save_predictor` raises."""
     described: dict[str, Any] = {"format": FORMAT, "version": VERSION, "base": _describe(predictor.base)}
-    arrays = {**predictor.weights, **_samples("base", predictor.base)}
+    arrays = {**predictor.weights, **_samples("base", predictor.base), **_packed(predictor.own)}
     if isinstance(predictor.auxiliary, Identity):
         _check_name(predictor.auxiliary.name)
         described["auxiliary"] = _describe(predictor.auxiliary)
         arrays.update(_samples("auxiliary", predictor.auxiliary))
     else:
         described["auxiliary"] = {"layers": list(predictor.auxiliary)}
-    described["layer_map"] = list(predictor.layer_map)
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    described |= {
+        "layer_map": list(predictor.layer_map),
+        "unmapped": list(predictor.unmapped),
+        "inputs": predictor.inputs,
+    }
     with writing(folder):
-        try:
-            partial.mkdir(parents=True)
-            require_space(partial, sum(array.nbytes for array in arrays.values()))
-            contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
-            mx.save_safetensors(str(partial / TENSORS), contiguous, {"format": FORMAT})
-            (partial / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        require_space(folder, sum(array.nbytes for array in arrays.values()))
+        contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
+        mx.save_safetensors(str(folder / TENSORS), contiguous, {"format": FORMAT})
+        (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -68,7 +80,9 @@ def load_predictor(folder: Path) -> Predictor:
         base = _identity(file, "base", described.get("base"))
         auxiliary = _auxiliary(file, described.get("auxiliary"))
         weights = {name: _tensor(file, name) for name in file.tensors if name.startswith("layers.")}
-        return Predictor(base, auxiliary, _layer_map(described.get("layer_map")), weights)
+        own = _own(file)
+        layers, unmapped = _layer_map(described.get("layer_map")), _unmapped(described.get("unmapped"))
+        return Predictor(base, auxiliary, layers, weights, _inputs(described.get("inputs")), unmapped, own)
     except CheckpointError as error:
         raise PredictorError(f"The predictor in {folder} cannot be used: {error}") from error
 
@@ -105,6 +119,38 @@ def _samples(role: str, identity: Identity) -> dict[str, mx.array]:
     return {f"{role}.{part}": mx.array(array) for part, array in zip(_SAMPLES, identity.sample, strict=True)}
 
 
+def _packed(own: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The auxiliary's own layers as they are stored: matrices in 8 bits where groups fit, all else in float16."""
+    arrays: dict[str, mx.array] = {}
+    for name, array in own.items():
+        half = array.astype(mx.float16)
+        if array.ndim == 2 and array.shape[1] % OWN_GROUP == 0:
+            parts = zip(("weight", "scales", "biases"), mx.quantize(half, OWN_GROUP, OWN_BITS), strict=True)
+            arrays.update({f"{OWN}{name}.{part}": packed for part, packed in parts})
+        else:
+            arrays[f"{OWN}{name}.weight"] = half
+    return arrays
+
+
+def _own(file: SafetensorsFile) -> dict[str, mx.array]:
+    """The auxiliary's own layers, expanded; own_layers.py compares their shapes with the base's."""
+    own: dict[str, mx.array] = {}
+    for name in file.tensors:
+        if not (name.startswith(OWN) and name.endswith(".weight")):
+            continue
+        base = name.removesuffix(".weight")
+        if f"{base}.scales" not in file.tensors:
+            own[base.removeprefix(OWN)] = _tensor(file, name)
+            continue
+        scales, offsets = _tensor(file, f"{base}.scales"), _tensor(file, f"{base}.biases")
+        stored = file.tensors[name]
+        width = scales.shape[-1] * OWN_GROUP * OWN_BITS // 32
+        if stored.dtype != "U32" or stored.shape != (*scales.shape[:1], width) or scales.shape != offsets.shape:
+            raise PredictorError(f"{name} is not {OWN_BITS}-bit weights in groups of {OWN_GROUP}; it is damaged.")
+        own[base.removeprefix(OWN)] = mx.dequantize(file.read(name), scales, offsets, OWN_GROUP, OWN_BITS)
+    return own
+
+
 def _auxiliary(file: SafetensorsFile, entry: Any) -> Identity | tuple[int, ...]:
     if not isinstance(entry, dict) or "layers" not in entry:
         identity = _identity(file, "auxiliary", entry)
@@ -138,6 +184,21 @@ def _layer_map(entry: Any) -> tuple[int | None, ...]:
     if not isinstance(entry, list) or not all(n is None or _whole(n) for n in entry):
         raise PredictorError("The layer map in predictor.json is not a list of layers; it is damaged.")
     return tuple(entry)
+
+
+def _unmapped(entry: Any) -> tuple[int, ...]:
+    if not isinstance(entry, list) or not all(_whole(n) for n in entry):
+        raise PredictorError("The unmapped layers in predictor.json are not a list of layers; it is damaged.")
+    return tuple(entry)
+
+
+def _inputs(entry: Any) -> Inputs:
+    if entry not in get_args(Inputs):
+        raise PredictorError(
+            f"The predictor's maps read {entry!r}; this Russet knows {' and '.join(get_args(Inputs))}; use the one "
+            "that made it."
+        )
+    return entry
 
 
 def _tensor(file: SafetensorsFile, name: str) -> mx.array:

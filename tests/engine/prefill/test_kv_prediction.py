@@ -19,7 +19,7 @@ from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.identity import Identity
 from russet.engine.prefill.kv_prediction import KVPrediction
-from russet.engine.prefill.predictor import Predictor, expected_shapes, layer_map
+from russet.engine.prefill.predictor import Predictor, Seen, expected_shapes, layer_map
 from russet.engine.prefill.predictor_folder import save_predictor
 from russet.models.decoder import Decoder, Probe
 from russet.models.layer_pruned import layer_pruned
@@ -74,12 +74,16 @@ def test_the_identity_predictor_is_exact_to_the_token(decoders: dict[str, Decode
         assert slot.positions.tolist() == reference.slots[layer].positions.tolist()
 
 
-class Seen(Probe):
+class Watch(Probe):
     def __init__(self) -> None:
-        self.rows: dict[int, tuple[mx.array, mx.array]] = {}
+        self.normed_rows: dict[int, mx.array] = {}
+        self.seen: dict[int, Seen] = {}
+
+    def normed(self, layer: int, rows: mx.array) -> None:
+        self.normed_rows[layer] = rows
 
     def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
-        self.rows[layer] = (keys, values)
+        self.seen[layer] = Seen(keys, values, self.normed_rows[layer])
 
 
 @pytest.mark.parametrize("variant", ["afm", "gemma3", "openelm", "qwen3"])
@@ -89,13 +93,13 @@ def test_a_smaller_model_s_rows_are_mapped_and_then_normalised_and_rotated(
     """The reference: one pass of the auxiliary, and `Decoder.store` of the maps' output."""
     base, auxiliary = decoders[variant], layer_pruned(decoders["llama"], (0, 1))
     predictor = random_predictor(base, auxiliary)
-    cache, reference, seen = base.new_cache(), base.new_cache(), Seen()
+    cache, reference, watch = base.new_cache(), base.new_cache(), Watch()
     done = KVPrediction(predictor, auxiliary, rows=16)(base, PROMPT, cache)
     context = mx.array([PROMPT.tokens[:-1]])
-    auxiliary.run(auxiliary.embed(context), range(2), 0, auxiliary.new_cache(), probe=seen)
+    auxiliary.run(auxiliary.embed(context), range(2), 0, auxiliary.new_cache(), probe=watch)
     for layer, source in enumerate(predictor.layer_map):
         if source is not None:
-            base.store(layer, *predictor.predict(layer, *seen.rows[source]), 0, reference)
+            base.store(layer, *predictor.predict(layer, watch.seen[source]), 0, reference)
     reference.next_position = 49
     logits = base.extend(mx.array([[PROMPT.tokens[-1]]]), reference)
     assert logits is not None

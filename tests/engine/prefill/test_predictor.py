@@ -13,7 +13,7 @@ import pytest
 
 from russet.engine.errors import OutputExistsError, PredictorError
 from russet.engine.prefill.identity import EQUAL, Identity
-from russet.engine.prefill.predictor import Predictor, expected_shapes, layer_map, spread
+from russet.engine.prefill.predictor import Predictor, Seen, expected_shapes, layer_map, spread
 from russet.engine.prefill.predictor_folder import load_predictor, save_predictor
 from russet.models.config import DecoderConfig, LayerSpec, Rope
 from russet.models.decoder import Decoder
@@ -117,7 +117,7 @@ def test_layers_of_the_base_are_saved_as_numbers(variant: str, tmp_path: Path) -
 def test_prediction_is_the_map_over_all_heads_of_a_row(canonical: Predictor) -> None:
     generator = np.random.default_rng(1)
     keys, values = (generator.normal(size=(1, 2, 5, 8)).astype(np.float32) for _ in range(2))
-    predicted = canonical.predict(2, mx.array(keys), mx.array(values))
+    predicted = canonical.predict(2, Seen(mx.array(keys), mx.array(values), mx.zeros((1, 5, 32))))
     for part, x, y in zip(("keys", "values"), (keys, values), predicted, strict=True):
         weight, bias = (np.array(canonical.weights[f"layers.2.{part}.{kind}"]) for kind in ("weight", "bias"))
         expected = x[0].transpose(1, 0, 2).reshape(5, 16) @ weight.T + bias
@@ -179,7 +179,7 @@ def edit(folder: Path, change: Any) -> None:
 
 DESCRIPTIONS = [
     (lambda d: d.update(format="other"), "does not describe a KV predictor"),
-    (lambda d: d.update(version=2), "this Russet reads version 1"),
+    (lambda d: d.update(version=1), "this Russet reads version 2"),
     (lambda d: d.pop("base"), "'base' of predictor.json has not the name and sizes"),
     (lambda d: d["base"].update(hidden_dim="32"), "'base' of predictor.json has not the name and sizes"),
     (lambda d: d["base"].update(keys_values=[[2, 8], 7]), "'base' of predictor.json has not the name and sizes"),

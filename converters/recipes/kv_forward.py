@@ -1,0 +1,60 @@
+"""Forward passes in which attention meets predicted keys and values in place of the rows' own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from russet.converters.recipes.forward import FullSequence, SequenceRows
+from russet.engine.prefill.predictor import Seen
+from russet.models.config import DecoderConfig
+from russet.models.decoder import Decoder, Probe
+from russet.models.rope import Positions
+
+
+@dataclass
+class Watch(Probe):
+    """Keeps what layers compute on the way, for gradients too."""
+
+    seen: dict[int, Seen] = field(default_factory=dict)
+    _rows: dict[int, mx.array] = field(default_factory=dict)
+
+    def normed(self, layer: int, rows: mx.array) -> None:
+        self._rows[layer] = rows
+
+    def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        self.seen[layer] = Seen(keys, values, self._rows[layer])
+
+
+class PredictedSequence(FullSequence):
+    """A whole sequence whose rows in some layers are given: queries meet those, and the layer's own are dropped.
+
+    That holds for a row's own position too, unlike in generation, where the last token's own keys and values are real.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+
+    def give(self, decoder: Decoder, layer: int, keys: mx.array, values: mx.array) -> None:
+        """Store keys, neither normalised nor rotated yet, and values, [batch, kv_heads, length, head_dim]."""
+        slot = self.slots[layer]
+        decoder.store(layer, keys, values, 0, self)  # type: ignore[arg-type]
+        self.slots[layer] = GivenRows(slot)
+
+
+class GivenRows(SequenceRows):
+    """Rows that stay what they are."""
+
+    def __init__(self, rows: SequenceRows) -> None:
+        super().__init__(rows.window)
+        self.rows = rows.rows
+
+    def append(self, keys: mx.array, values: mx.array, positions: Positions) -> None:
+        pass
+
+
+def compared_keys(decoder: Decoder, layer: int, keys: mx.array) -> mx.array:
+    """Keys as the loss compares them: after their norm where that comes before the rotation, and not rotated."""
+    block = decoder.blocks[layer]
+    return keys if block.k_norm is None or block.rotate_first else block.k_norm(keys)

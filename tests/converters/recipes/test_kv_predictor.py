@@ -1,0 +1,197 @@
+"""Training a predictor: gradients, a step down the loss, and rows that generation reads as training computed them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from russet.converters.recipes.base import Batch, Objective
+from russet.converters.recipes.kv_predictor import AUXILIARY, MAPS, KVPredictor, PredictorOptions
+from russet.converters.recipes.optimizer import AdamW
+from russet.converters.recipes.ridge import Ridge
+from russet.converters.recipes.source import Params, Source
+from russet.engine.errors import InvalidOptionError, PredictorError, UnsupportedModelError
+from russet.engine.prefill.base import PromptTokens
+from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.kv_prediction import KVPrediction
+from russet.engine.prefill.predictor_folder import load_predictor, save_predictor
+from russet.models.loading import load_decoder
+
+START = mx.array(0.0)
+VARIANTS = {
+    "frozen": PredictorOptions(keep=0.7),
+    "trained": PredictorOptions(keep=0.7, trained=1, auxiliary=0.5),
+    "one layer": PredictorOptions(keep=0.34, inputs="keys_values", trained=1),
+    "as published": PredictorOptions(keep=0.5, layers="spread", inputs="keys_values", trained=2, auxiliary=1.0),
+}
+
+
+def opened(source: Source, options: PredictorOptions, batches: list[Batch] | None = None) -> tuple[KVPredictor, Params]:
+    recipe = KVPredictor(options)
+    recipe.open(source, mx.float32)
+    if batches is not None:
+        recipe.calibrate(batches)
+    return recipe, recipe.start()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_steps_go_down_the_loss(source: Source, batches: list[Batch], variant: str) -> None:
+    recipe, params = opened(source, VARIANTS[variant], batches)
+    step = mx.value_and_grad(lambda params: recipe.loss(params, batches[0], None, START)[0])
+    zeros = {name: mx.zeros_like(array) for name, array in params.items()}
+    moments, losses = (zeros, dict(zeros)), []
+    for count in range(4):
+        loss, gradients = step(params)
+        losses.append(loss.item())
+        rate, at = mx.array(3e-3), mx.array(count + 1.0)
+        params, moments, _ = AdamW().update(moments, params, gradients, rate, at, recipe.treatment)
+    assert losses[0] > losses[1] > losses[2] > losses[3]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_those_of_finite_differences(source: Source, batches: list[Batch], variant: str) -> None:
+    """Along one random direction for every trained array, through the frozen base."""
+    recipe, params = opened(source, VARIANTS[variant])
+    recipe.weights_of_loss = Objective(kl=1.0, ce=0.3)
+    loss = lambda params: recipe.loss(params, batches[0], None, START)[0]  # noqa: E731
+    gradients, generator = mx.grad(loss)(params), np.random.default_rng(0)
+    if variant == "trained":
+        assert {name.split(".")[0] + "." for name in params} == {MAPS, AUXILIARY}
+    for name, array in params.items():
+        way = mx.array(generator.normal(size=array.shape).astype(np.float32))
+        way = way * (3e-2 / mx.linalg.norm(way))
+        ends = [loss({**params, name: array + sign * way}).item() for sign in (1, -1)]
+        slope = (gradients[name] * way).sum().item()
+        assert (ends[0] - ends[1]) / 2 == pytest.approx(slope, rel=0.05, abs=2e-5), name
+
+
+def test_nothing_of_the_base_is_trained(source: Source) -> None:
+    _, params = opened(source, VARIANTS["frozen"])
+    assert {name.removeprefix(MAPS).rpartition(".")[0] for name in params} == {"layers.2.keys", "layers.2.values"}
+    recipe, params = opened(source, VARIANTS["trained"])
+    assert {name.split(".")[2] for name in params if name.startswith(AUXILIARY)} == {"1"}
+    decaying = {name for name in params if recipe.treatment(name).decays}
+    assert f"{AUXILIARY}layers.1.gate" in decaying
+    assert not any(name.startswith(MAPS) or name.endswith("norm") for name in decaying)
+
+
+def test_calibration_comes_closer_than_the_projections_of_the_base(source: Source, batches: list[Batch]) -> None:
+    losses = [
+        recipe.loss(params, batches[0], None, START)[1]
+        for recipe, params in (opened(source, VARIANTS["frozen"], given) for given in (batches[:1], None))
+    ]
+    assert losses[0]["l1_keys"].item() < losses[1]["l1_keys"].item()
+    assert losses[0]["l1_values"].item() < losses[1]["l1_values"].item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_reads_the_rows_that_training_computed(
+    source: Source, batches: list[Batch], tmp_path: Path, variant: str
+) -> None:
+    recipe, params = opened(source, VARIANTS[variant], batches)
+    mx.random.seed(0)
+    params = {name: array + 0.02 * mx.random.normal(array.shape) for name, array in params.items()}
+    params = {name: array.astype(mx.float16).astype(mx.float32) for name, array in params.items()}
+    (tmp_path / "p").mkdir()
+    recipe.write(tmp_path / "p", params)
+    tokens = batches[0].tokens[:1]
+    base, h, watch = recipe._shared_rows(tokens)
+    base.run(h, range(recipe.shared, 3), 0, base.new_cache(), probe=watch)
+    seen, _ = recipe._auxiliary(params, h, watch)
+    given, _ = recipe._rows(params, base, seen, watch)
+    decoder = load_decoder(source.folder, "float32")
+    cache = decoder.new_cache()
+    prompt = PromptTokens([*np.array(tokens[0]).tolist(), 7])
+    done = KVPrediction(tmp_path / "p")(decoder, prompt, cache)
+    assert done.strategy == "kv-prediction"
+    # Matrices of the auxiliary's own are stored in 8 bits.
+    allowed = 0.02 if recipe.options.trained else 1e-4
+    for layer in recipe.mapped:
+        keys, values, _ = cache.slot(layer).read(25, 1)
+        expected = given.slots[layer].rows
+        for found, wanted in zip((keys, values), expected, strict=True):
+            assert mx.abs(found[:, :, :24] - wanted).max() < allowed * mx.abs(wanted).max(), layer
+
+
+def test_layers_that_the_auxiliary_shares_are_exact(source: Source, batches: list[Batch], tmp_path: Path) -> None:
+    recipe, params = opened(source, PredictorOptions(keep=1.0), batches)
+    assert not params and recipe.unmapped == (0, 1, 2)
+    save_predictor(recipe.predictor(params), tmp_path / "p")
+    decoder, prompt = load_decoder(source.folder, "float32"), PromptTokens(list(range(30)))
+    predicted = KVPrediction(tmp_path / "p")(decoder, prompt, decoder.new_cache()).logits
+    assert mx.allclose(predicted, Exact()(decoder, prompt, decoder.new_cache()).logits, atol=1e-4)
+
+
+def test_ridge_regression_is_least_squares_with_a_penalty() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 5)), generator.normal(size=(60, 3))
+    ridge = Ridge()
+    for part in (slice(0, 25), slice(25, 60)):
+        ridge.add(mx.array(x[None, part].astype(np.float32)), {"y": mx.array(y[None, part].astype(np.float32))})
+    (weight, bias) = ridge.solve(0.5)["y"]
+    # The penalty as rows of their own, which leave the bias free.
+    rows = np.sqrt(0.5 * np.square(x).sum() / 5) * np.eye(5)
+    wide = np.concatenate([np.c_[x, np.ones(60)], np.c_[rows, np.zeros(5)]])
+    solved = np.linalg.lstsq(wide, np.concatenate([y, np.zeros((5, 3))]), rcond=None)[0]
+    assert np.allclose(np.array(weight), solved[:5].T, atol=1e-4) and np.allclose(np.array(bias), solved[5], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (PredictorOptions(layers="last"), "layers is 'last'; it must be first or spread"),
+        (PredictorOptions(inputs="rows"), "inputs is 'rows'; it must be keys_values or normed"),
+        (PredictorOptions(trained=3), "trained is 3, but the auxiliary has 2 layers"),
+        (PredictorOptions(keep=0.0), "share of layers to keep is 0.0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(source: Source, options: PredictorOptions, problem: str) -> None:
+    with pytest.raises(InvalidOptionError, match=problem):
+        opened(source, options)
+
+
+def test_a_base_that_shares_keys_and_values_is_refused(source: Source) -> None:
+    layers = (*source.config.layers[:2], replace(source.config.layers[2], kv_source=1))
+    with pytest.raises(UnsupportedModelError, match="no predictor is trained"):
+        opened(replace(source, config=replace(source.config, layers=layers)), PredictorOptions())
+
+
+@pytest.fixture
+def trained(source: Source) -> Any:
+    recipe, params = opened(source, VARIANTS["trained"])
+    return recipe.predictor(params)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda own: own.pop("layers.1.up"), "The auxiliary's layer 1 lacks layers.1.up"),
+        (lambda own: own.update({"layers.1.qkv": mx.zeros((128, 64))}), "holds layers.1.k, which its base has no use"),
+        (lambda own: own.update({"layers.1.q": mx.zeros((64, 32))}), "layers.1.q has shape .*, but its base asks for"),
+        (lambda own: own.update({"layers.9.q": mx.zeros((64, 64))}), "layers.9.q has shape"),
+        (lambda own: own.update({"norm": mx.zeros((64,))}), "norm has shape"),
+    ],
+)
+def test_layers_that_are_not_the_auxiliary_s_are_refused(
+    source: Source, trained: Any, tmp_path: Path, change: Any, problem: str
+) -> None:
+    change(trained.own)
+    save_predictor(trained, tmp_path / "p")
+    with pytest.raises(PredictorError, match=problem):
+        KVPrediction(tmp_path / "p").prepare(load_decoder(source.folder, "float32"))
+
+
+def test_own_layers_of_another_packing_are_refused(trained: Any, tmp_path: Path) -> None:
+    save_predictor(trained, tmp_path / "p")
+    file = tmp_path / "p" / "predictor.safetensors"
+    tensors = mx.load(str(file))
+    assert isinstance(tensors, dict)
+    tensors["auxiliary.layers.1.q.weight"] = tensors["auxiliary.layers.1.q.weight"][:, :8]
+    mx.save_safetensors(str(file), tensors)
+    with pytest.raises(PredictorError, match="is not 8-bit weights in groups of 64"):
+        load_predictor(tmp_path / "p")
