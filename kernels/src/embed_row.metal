@@ -8,6 +8,6 @@ const device T* offsets = (const device T*)(w + parts_at.offsets);
 const uint row = uint(token[0]), at = thread_index_in_threadgroup + threadgroup_position_in_grid.x * THREADS;
 if (at < k / uint(CHUNK)) {
   float value[CHUNK];
-  unpack<T, BITS, G>(w, scales, offsets, k, row, at, value);
+  unpack<T, BITS, G, BALANCED>(w, scales, offsets, k, row, at, value);
   for (int i = 0; i < CHUNK; i++) out[at * CHUNK + i] = value[i] * as_type<float>(int(SCALE));
 }

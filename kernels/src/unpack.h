@@ -1,10 +1,10 @@
 // Chunk `at` of one row, as numbers.
-template <typename T, int BITS, int G>
+template <typename T, int BITS, int G, int BALANCED>
 inline void unpack(const device uint* w, const device T* scales, const device T* offsets, uint k, uint row, uint at,
                    thread float* value) {
   constexpr int RUN = packing<BITS>::RUN, per_word = 32 / BITS;
   chunk_rows<BITS, 1> rows;
-  fetch<T, BITS, G, 0, 1>(w, scales, offsets, k, at, &row, rows);
+  fetch<T, BITS, G, BALANCED, 1>(w, scales, offsets, k, at, &row, rows);
 #pragma unroll
   for (int i = 0; i < packing<BITS>::WORDS; i++) {
     const uint word = rows.run[0][i / RUN].word[i % RUN];

@@ -162,7 +162,7 @@ def test_a_part_that_saw_no_row_does_not_count():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("kind", "dtype"), [pair for pair in FORMATS if not pair[0].balanced])
+@each_format
 def test_an_embedding_row(kind, dtype):
     form = Form(640, kind, dtype, gains=1)
     inputs = embed_module.random_inputs(form, 6, 11)
