@@ -47,26 +47,36 @@ def score_plot(report: PrefillReport, path: Path) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    tasks = [task for task in report.finished if task.measure]
+    tasks = [task for task in report.finished if task.measure and _drawn(task, report.strategies)]
     if not tasks:
-        raise BenchmarkDataError("The report is of random prompts and has no scores to draw; leave out --plot.")
+        raise BenchmarkDataError("The report has no scores to draw beside times; leave out --plot.")
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(1.2 + 3.8 * columns, 1.3 + 3.3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     styles = _styles(report.strategies)
     for panel, task in zip(panels, tasks, strict=False):
-        _draw(panel, task, report.strategies, styles)
+        _draw(panel, task, _drawn(task, report.strategies), styles)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    drawn = [panel.get_legend_handles_labels() for panel in panels]
+    legend = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
     # A panel is as wide as two names.
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * columns, len(labels)), frameon=False)
-    figure.suptitle(f"{report.model['name']} on {_device(report.environment)}", fontsize=11)
+    ncols = min(2 * columns, len(legend))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=ncols, frameon=False)
+    machines = [source["environment"] for source in report.sources] or [report.environment]
+    devices = dict.fromkeys(_device(machine) for machine in machines)
+    figure.suptitle(f"{report.model['name']} on {' and '.join(devices)}", fontsize=11)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be written ({error}); name a .png, .svg or .pdf file.") from error
+
+
+def _drawn(task: TaskResult, strategies: list[str]) -> list[str]:
+    """The strategies that a task has both scores and times of."""
+    found = {name: task.summary(name) for name in task.ran(strategies)}
+    return [name for name, summary in found.items() if summary.score is not None and summary.speed_up is not None]
 
 
 def _styles(strategies: list[str]) -> dict[str, tuple[str, str]]:
@@ -109,8 +119,10 @@ def _draw(panel: Any, task: TaskResult, strategies: list[str], styles: dict[str,
 
 def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colour: str, marker: str) -> None:
     """One strategy's settings from slow to fast, each with both intervals and its number."""
-    found = sorted(((task.summary(name), name) for name in names), key=lambda pair: pair[0].speed_up.value)
-    x = [summary.speed_up for summary, _ in found]
+    found = sorted(((task.summary(name), name) for name in names), key=lambda pair: _speed_up(pair[0]).value)
+    if not found:
+        return
+    x = [_speed_up(summary) for summary, _ in found]
     y = [_score(summary) for summary, _ in found]
     panel.errorbar(
         [value.value for value in x],
@@ -126,13 +138,18 @@ def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colo
         label=kind,
     )
     for summary, name in found:
-        place = (summary.speed_up.value, 100 * _score(summary).value)
+        place = (_speed_up(summary).value, 100 * _score(summary).value)
         panel.annotate(_setting(name), place, LABELS[marker], textcoords="offset points", fontsize=8, color=colour)
 
 
 def _score(found: Summary) -> Estimate:
     assert found.score is not None
     return found.score
+
+
+def _speed_up(found: Summary) -> Estimate:
+    assert found.speed_up is not None
+    return found.speed_up
 
 
 def _bars(values: list[Estimate]) -> list[list[float]]:

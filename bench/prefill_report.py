@@ -18,7 +18,7 @@ SCHEMA = "russet-bench-prefill/1"
 
 @dataclass
 class RowResult:
-    """One row that every strategy finished: strategy -> its run."""
+    """One row: strategy -> its run. Exact prefill's is there; others may be missing where reports were joined."""
 
     id: str
     prompt_tokens: int
@@ -47,9 +47,14 @@ class TaskResult:
     skipped: int = 0
     rows: list[RowResult] = field(default_factory=list)
 
+    def ran(self, strategies: list[str]) -> list[str]:
+        """Those of some strategies that at least one row has."""
+        return [name for name in strategies if any(name in row.runs for row in self.rows)]
+
     def summary(self, name: str) -> Summary:
-        """What the finished rows, at least one, say of a strategy beside exact prefill."""
-        return summarise([row.runs[name] for row in self.rows], [row.runs["exact"] for row in self.rows], self.binary)
+        """What the rows that a strategy finished, at least one, say of it beside exact prefill."""
+        rows = [row for row in self.rows if name in row.runs]
+        return summarise([row.runs[name] for row in rows], [row.runs["exact"] for row in rows], self.binary)
 
     def to_dict(self, strategies: list[str]) -> dict[str, Any]:
         lengths = [row.prompt_tokens for row in self.rows]
@@ -60,7 +65,7 @@ class TaskResult:
             "generate": self.generate,
             "skipped": self.skipped,
             "prompt_tokens": {"min": min(lengths), "mean": sum(lengths) / len(lengths), "max": max(lengths)},
-            "summary": {name: self.summary(name).to_dict() for name in strategies},
+            "summary": {name: self.summary(name).to_dict() for name in self.ran(strategies)},
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -81,6 +86,8 @@ class PrefillReport:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     tasks: list[TaskResult] = field(default_factory=list)
     interrupted: bool = False
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Of a report that was joined of several: `started`, `environment` and `settings` of each."""
 
     @property
     def finished(self) -> list[TaskResult]:
@@ -96,6 +103,7 @@ class PrefillReport:
             "environment": self.environment,
             "settings": self.settings,
             "strategies": self.strategies,
+            "sources": self.sources,
             "results": [task.to_dict(self.strategies) for task in self.finished],
         }
 
@@ -104,7 +112,7 @@ class PrefillReport:
         """The report that `to_dict` was called on; summaries are made from the rows anew."""
         tasks = [TaskResult.from_dict(task) for task in raw["results"]]
         stamps = (raw["model"], raw["environment"], raw["settings"], raw["strategies"], raw["started"])
-        return cls(*stamps, tasks, raw["interrupted"])
+        return cls(*stamps, tasks, raw["interrupted"], raw.get("sources", []))
 
 
 def read_report(path: Path) -> PrefillReport:

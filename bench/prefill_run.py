@@ -20,14 +20,14 @@ class RowRun:
     """What one strategy did with one row.
 
     `text` is empty and `score` None where weights are random. `prefill_s` runs from the prompt's token ids to the
-    first token. `decode_tps` is 0 for a single token. `layer_tokens`, empty where unknown, counts prompt tokens a
-    layer, and `revived` those that decoding computed. `ran` is the strategy that ran, and `note` says
-    why where it is not the one asked for.
+    first token; it is None where only scores were wanted. `decode_tps` is 0 for a single token, or untimed.
+    `layer_tokens`, empty where unknown, counts prompt tokens a layer, and `revived` those that decoding computed. `ran`
+    is the strategy that ran, and `note` says why where it is not the one asked for.
     """
 
     text: str
     score: float | None
-    prefill_s: float
+    prefill_s: float | None
     decode_tps: float
     layer_tokens: list[int]
     revived: int

@@ -12,19 +12,19 @@ from russet.bench.prefill_run import RowRun
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Estimates with 95 % intervals; ratios are medians of the rows' ratios.
+    """Estimates with 95 % intervals; ratios are medians of the rows' ratios, and `rows` is how many there are.
 
     `computed` is the share of exact prefill's (token, layer) pairs that the strategy computed, and `layer_tokens` the
     mean tokens a layer; None where the model does not tell. `fell_back` counts rows in which another strategy ran.
-    What is said of scores is None where rows have none.
+    What is said of scores or times is None where no row has any.
     """
 
     rows: int
     score: Estimate | None
     difference: Estimate | None
     retention: Estimate | None
-    prefill_s: Estimate
-    speed_up: Estimate
+    prefill_s: Estimate | None
+    speed_up: Estimate | None
     decode_ratio: Estimate | None
     computed: float | None
     layer_tokens: list[float] | None
@@ -41,9 +41,11 @@ class Summary:
 
 def summarise(ours: Sequence[RowRun], exact: Sequence[RowRun], binary: bool) -> Summary:
     """`ours` and `exact` are of the same rows, in the same order; `binary` says that all scores are 0 or 1."""
-    scores = [run.score for run in ours if run.score is not None]
-    theirs = [run.score for run in exact if run.score is not None]
-    rates = [a.decode_tps / b.decode_tps for a, b in zip(ours, exact, strict=True) if a.decode_tps and b.decode_tps]
+    pairs = list(zip(ours, exact, strict=True))
+    scored = [(a.score, b.score) for a, b in pairs if a.score is not None and b.score is not None]
+    timed = [(a.prefill_s, b.prefill_s) for a, b in pairs if a.prefill_s is not None and b.prefill_s is not None]
+    scores, theirs = [a for a, _ in scored], [b for _, b in scored]
+    rates = [a.decode_tps / b.decode_tps for a, b in pairs if a.decode_tps and b.decode_tps]
     notes = [run.note for run in ours if run.note]
     layers = [run.layer_tokens for run in ours]
     return Summary(
@@ -51,8 +53,8 @@ def summarise(ours: Sequence[RowRun], exact: Sequence[RowRun], binary: bool) -> 
         score=(proportion(scores) if binary else mean(scores)) if scores else None,
         difference=difference(scores, theirs) if scores else None,
         retention=retention(scores, theirs),
-        prefill_s=median([run.prefill_s for run in ours]),
-        speed_up=median([b.prefill_s / a.prefill_s for a, b in zip(ours, exact, strict=True)]),
+        prefill_s=median([a for a, _ in timed]) if timed else None,
+        speed_up=median([b / a for a, b in timed]) if timed else None,
         decode_ratio=median(rates) if rates else None,
         computed=_computed(ours, exact),
         layer_tokens=[sum(found) / len(found) for found in zip(*layers, strict=True)] if all(layers) else None,

@@ -29,14 +29,18 @@ def tables(report: PrefillReport) -> list[Table]:
 
 
 def _table(task: TaskResult, strategies: list[str]) -> Table:
-    summaries = {name: task.summary(name) for name in strategies}
+    summaries = {name: task.summary(name) for name in task.ran(strategies)}
     if not task.measure:
         rows = tuple((name, *_speed(name, found)) for name, found in summaries.items())
         return Table(f"{task.name}: {len(task.rows)} runs, no scores", ("prefill", *SPEED), rows)
     mean = sum(row.prompt_tokens for row in task.rows) / len(task.rows)
     title = f"{task.name}: {task.measure}, {len(task.rows)} rows, {mean:.0f} prompt tokens on average"
-    rows = tuple((name, *_scores(name, found), *_speed(name, found)) for name, found in summaries.items())
-    return Table(title, ("prefill", *SCORES, *SPEED), rows)
+    fewer = any(found.rows < len(task.rows) for found in summaries.values())
+    rows = tuple(
+        (name, *((str(found.rows),) if fewer else ()), *_scores(name, found), *_speed(name, found))
+        for name, found in summaries.items()
+    )
+    return Table(title, ("prefill", *(("rows",) if fewer else ()), *SCORES, *SPEED), rows)
 
 
 def _scores(name: str, found: Summary) -> tuple[str, ...]:
@@ -46,12 +50,12 @@ def _scores(name: str, found: Summary) -> tuple[str, ...]:
 
 def _speed(name: str, found: Summary) -> tuple[str, ...]:
     return (
-        f"{found.prefill_s.value:.3f}",
+        "" if found.prefill_s is None else f"{found.prefill_s.value:.3f}",
         "" if name == "exact" else _times(found.speed_up),
         "" if found.computed is None else f"{100 * found.computed:.0f}",
         "" if name == "exact" else _times(found.decode_ratio),
         f"{found.revived:.0f}" if found.revived else "",
-        readable_bytes(found.peak_memory_bytes),
+        "" if found.prefill_s is None else readable_bytes(found.peak_memory_bytes),
     )
 
 
@@ -73,15 +77,16 @@ def _times(found: Estimate | None) -> str:
 
 def notes(report: PrefillReport) -> list[str]:
     """Where it was measured, and what the tables leave out."""
+    machines = [source["environment"] for source in report.sources] or [report.environment]
     lines = [
-        machine_line(report.environment),
+        *dict.fromkeys(machine_line(machine) for machine in machines),
         model_line(report.model),
         "In brackets: 95 % intervals. Speed-up, decode ratio: medians of the rows' ratios to exact prefill.",
     ]
     for task in report.finished:
         if task.skipped:
             lines.append(f"{task.name}: {task.skipped} rows left out, since they do not fit in the model's context.")
-        for name in report.strategies:
+        for name in task.ran(report.strategies):
             found = task.summary(name)
             if found.fell_back:
                 reason = found.note.rstrip(".")

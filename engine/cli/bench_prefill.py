@@ -50,14 +50,20 @@ class Names(click.ParamType):
 )
 @json_option("every row")
 @click.option("--plot", metavar="FILE", help="Draw score against speed-up as a PNG, SVG or PDF file.")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Show a file of --json; measure nothing.")
+@click.option(
+    "--from",
+    "sources",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Show a file of --json, or several joined row by row; measure nothing.",
+)
 @click.option("--gate", is_flag=True, help="Check the lossy strategies against their recorded levels, without data.")
 @click.option("--record", is_flag=True, help="With --gate: record what is measured as the new levels.")
 @shape_options
 @click.option("--prompt-lengths", type=Lengths(), default="4096,16384", show_default=True, help="With --shape: tokens.")
 @click.option("--generate", type=click.IntRange(2), default=64, show_default=True, help="With --shape: tokens drawn.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="With --shape: runs a length.")
-def prefill(source: Path | None, gate: bool, record: bool, shape: str | None, **options: Any) -> None:
+def prefill(sources: tuple[Path, ...], gate: bool, record: bool, shape: str | None, **options: Any) -> None:
     """Score and time prefill strategies on the same rows, taking turns; with --shape only time them.
 
     Tasks are nq:DOCUMENTS, squad, needle:TOKENS, kv:PAIRS and multi_news. Strategies are those of `russet generate
@@ -65,17 +71,18 @@ def prefill(source: Path | None, gate: bool, record: bool, shape: str | None, **
     the middle of the prompt. docs/benchmarks.md defines every number and says where the data come from. Ctrl-C shows
     what was finished and exits with 130.
     """
-    _check_usage(source, gate, record, shape, options)
+    _check_usage(sources, gate, record, shape, options)
     for file in (options["json_file"], options["plot"]):
         check_writable(file)
     if options["plot"]:
         from russet.bench.plots import require_matplotlib
 
         require_matplotlib()
-    if source is not None:
+    if sources:
+        from russet.bench.prefill_join import joined
         from russet.bench.prefill_report import read_report
 
-        _publish(read_report(source), options["json_file"], options["plot"])
+        _publish(joined([read_report(source) for source in sources]), options["json_file"], options["plot"])
     elif gate:
         check_gate(record, **options)
     elif shape:
@@ -84,7 +91,9 @@ def prefill(source: Path | None, gate: bool, record: bool, shape: str | None, **
         _measure(**options)
 
 
-def _check_usage(source: Path | None, gate: bool, record: bool, shape: str | None, options: dict[str, Any]) -> None:
+def _check_usage(
+    sources: tuple[Path, ...], gate: bool, record: bool, shape: str | None, options: dict[str, Any]
+) -> None:
     """Refuse what contradicts itself, before a model is loaded, and make a number of --bits."""
     options["bits"] = chosen_bits(shape, options["bits"])
     for name in _given(OF_TASKS if shape else OF_RANDOM_PROMPTS):
@@ -95,13 +104,13 @@ def _check_usage(source: Path | None, gate: bool, record: bool, shape: str | Non
         return
     if record and not gate:
         raise click.UsageError("--record belongs to --gate.")
-    if gate and (source or options["plot"]):
+    if gate and (sources or options["plot"]):
         raise click.UsageError("--gate neither draws nor reads results; leave out --from and --plot.")
-    if source is None and not gate and options["data"] is None:
+    if not sources and not gate and options["data"] is None:
         raise click.UsageError("Name the folder of the evaluation data with --data, or use --gate, which needs none.")
 
 
-OF_TASKS = ("model", "data", "tasks", "limit", "plot", "source", "gate", "record")
+OF_TASKS = ("model", "data", "tasks", "limit", "plot", "sources", "gate", "record")
 OF_RANDOM_PROMPTS = ("prompt_lengths", "generate", "repeat")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from russet.bench import prefill
 from russet.bench.prefill import Plan, fill
 from russet.bench.prefill_contenders import Contender, contenders
-from russet.bench.prefill_report import PrefillReport, read_report
+from russet.bench.prefill_join import joined
+from russet.bench.prefill_report import PrefillReport, RowResult, TaskResult, read_report
 from russet.bench.prefill_run import RowRun, fits, run
 from russet.bench.prefill_summary import summarise
 from russet.bench.prefill_tables import notes, tables
@@ -175,7 +177,7 @@ def test_a_reply_needs_room_too(tiny_model) -> None:
     assert fits(tiny_model, Exact(), prompt, 4) and not fits(tiny_model, Exact(), prompt, 5)
 
 
-def made(score: float, prefill_s: float, decode: float, layers: list[int], note: str = "") -> RowRun:
+def made(score: float, prefill_s: float | None, decode: float, layers: list[int], note: str = "") -> RowRun:
     return RowRun("text", score, prefill_s, decode, layers, 1, "a", False, note, 1000)
 
 
@@ -223,3 +225,35 @@ def test_what_is_no_report_is_refused(content: str, words: str, tmp_path: Path) 
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(BenchmarkDataError, match=words):
         read_report(tmp_path / "x.json")
+
+
+def scored(name: str, score: float, prefill_s: float | None, row: str = "one/0", tokens: int = 10) -> TaskResult:
+    runs = {"exact": made(1, 2.0 if prefill_s else None, 5, [10, 1]), name: made(score, prefill_s, 5, [5, 1])}
+    return TaskResult("one", "words", True, 2, 0, [RowResult(row, tokens, runs)])
+
+
+def test_scores_of_one_report_are_joined_with_times_of_another(report: PrefillReport) -> None:
+    scores = replace(report, strategies=["exact", "a", "b"], environment=prefill.environment())
+    scores.tasks = [scored("a", 0, None)]
+    scores.tasks[0].rows += [*scored("b", 1, None, "one/1").rows, *scored("a", 1, None, "one/2").rows]
+    times = replace(report, strategies=["exact", "a"], tasks=[scored("a", 1, 0.5)], environment=prefill.environment())
+    times.environment["cpu"] = "Another CPU"
+    whole = joined([scores, times])
+    (task,) = whole.tasks
+    assert [row.id for row in task.rows] == ["one/0", "one/1", "one/2"] and whole.strategies == ["exact", "a", "b"]
+    a, b = task.summary("a"), task.summary("b")
+    assert (a.rows, a.score.value, a.prefill_s.value, a.speed_up.value) == (2, 0.5, 0.5, 4.0)
+    assert (b.rows, b.score.value, b.speed_up, b.prefill_s) == (1, 1.0, None, None)
+    (table,) = tables(whole)
+    assert table.header[1] == "rows" and [row[:2] for row in table.rows] == [("exact", "3"), ("a", "2"), ("b", "1")]
+    assert "Another CPU" in "\n".join(notes(whole))
+    again = PrefillReport.from_dict(json.loads(json.dumps(whole.to_dict())))
+    assert again == whole and joined([again, times]).tasks == whole.tasks
+
+
+def test_reports_of_other_models_or_other_prompts_are_not_joined(report: PrefillReport) -> None:
+    one = replace(report, tasks=[scored("a", 1, None)])
+    with pytest.raises(BenchmarkDataError, match="whose weights differ"):
+        joined([one, replace(one, model={"name": "other", "sha256": "1"})])
+    with pytest.raises(BenchmarkDataError, match="10 tokens in one report and 11"):
+        joined([one, replace(one, tasks=[scored("a", 1, 1.0, tokens=11)])])
