@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 # Distribution, and what it adds.
 _CUDA = "mlx-cuda-13"
-_EXTRAS = (("mlx-lm", "architectures that Russet has no family for"),)
+_EXTRAS = (
+    ("mlx-lm", "architectures that Russet has no family for"),
+    ("coremltools", "packages for Core ML"),
+)
 
 
 @dataclass(frozen=True)
