@@ -61,12 +61,13 @@ def _expected(decoder: DecoderConfig, config: dict[str, Any]) -> dict[str, Shape
             expected[name] = shapes[role]
             continue
         expected[f"{name}.weight"] = shapes[role]
-        if _has_bias(decoder, part):
+        if has_bias(decoder, part):
             expected[f"{name}.bias"] = shapes[role][:1]
     return expected
 
 
-def _has_bias(decoder: DecoderConfig, part: str) -> bool:
+def has_bias(decoder: DecoderConfig, part: str) -> bool:
+    """Whether a linear map of every layer, by the last part of its role, has a bias."""
     return (
         (decoder.qkv_bias and part in ("q", "k", "v", "qkv"))
         or (decoder.out_bias and part == "o")

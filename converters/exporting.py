@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from russet.engine.progress import Progress
 
 # Name -> module, the libraries that it needs, and the extra that installs them.
-TARGETS: dict[str, tuple[str, tuple[str, ...], str]] = {}
+TARGETS = {
+    "coreml": ("russet.converters.coreml.export", ("coremltools",), "coreml"),
+}
 
 WEIGHTS = ("float16", "float32", "int8", "int4", "palette4", "palette2", "balanced2")
 LAYOUTS = ("engine", "swift")
@@ -100,6 +103,15 @@ class Exporter(Protocol):
     ) -> ExportReport: ...
 
 
+def repository_of(src: str) -> str | None:
+    """The hub repository that a source names, or that a catalog name stands for; None for anything else."""
+    from russet.models.catalog import CATALOG, HubSource
+
+    if src in CATALOG:
+        return next((place.repository for place in CATALOG[src].sources if isinstance(place, HubSource)), None)
+    return src if re.fullmatch(r"[\w.-]+/[\w.-]+", src) and not Path(src).exists() else None
+
+
 def export(
     src: str | Path,
     dst: str | Path,
@@ -124,6 +136,6 @@ def export(
             raise MissingDependencyError(f"Converting to {to} needs {library}; install russet[{extra}].")
     if not dry_run:
         refuse_existing(Path(dst))
-    model = ModelTensors(resolve(str(src), progress=progress))
+    model = ModelTensors(resolve(str(src), progress=progress), repository_of(str(src)))
     exporter: Exporter = importlib.import_module(module)  # type: ignore[assignment]
     return exporter.export(model, Path(dst), options or ExportOptions(), dry_run, progress or SilentProgress())

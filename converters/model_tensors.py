@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from russet.converters.base import tokenizer_files
-from russet.converters.expected import decoder_config
+from russet.converters.expected import decoder_config, has_bias
 from russet.engine.errors import UnsupportedModelError
 from russet.models.config_file import read_config
 from russet.models.families import family_of
@@ -30,8 +30,10 @@ class ModelTensors:
     cut.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: str | None = None) -> None:
         self.folder = folder
+        self.repository = repository
+        """The hub repository that it came from, where that is known."""
         self.raw = read_config(folder)
         self.config = decoder_config(self.raw)
         self.names = family_of(self.raw).names(self.config)
@@ -66,16 +68,15 @@ class ModelTensors:
         value = self._read(whole, keep=True)
         return value[start:end] if hasattr(value, "shape") else _rows(value, start, end)
 
+    def stored_layout(self, role: str) -> tuple[int | None, int]:
+        """Bits and group size of a packed weight, or (None, 0) for a dense one; nothing is read."""
+        part = self._part_of(role)
+        name = self.names[role if part is None else part[0]]
+        return self._weights.packed_layout(name) or (None, 0)
+
     def bias(self, role: str) -> np.ndarray | None:
         """A linear map's bias in float32, or None where the family has none."""
-        part = role.rpartition(".")[2]
-        config = self.config
-        wanted = (
-            (config.qkv_bias and part in ("q", "k", "v"))
-            or (config.out_bias and part == "o")
-            or (config.ffn_bias and part in ("gate", "up", "down"))
-        )
-        if not wanted:
+        if not has_bias(self.config, role.rpartition(".")[2]):
             return None
         return _array(self._weights.bias(role))
 
@@ -84,7 +85,7 @@ class ModelTensors:
         return float(_array(self._weights.bare(role)).reshape(()))
 
     def release(self, layer: int) -> None:
-        """Forget what was kept of a layer's fused projections."""
+        """Forget what was kept of a layer."""
         for role in [role for role in self._held if role.startswith(f"layers.{layer}.")]:
             del self._held[role]
 
@@ -130,7 +131,8 @@ class ModelTensors:
         if self._sparsity.neuron_major and role.endswith(".down"):
             value = _array(value if not hasattr(value, "expand") else value.expand(mx.float32)).T
         self._weights.taken()
-        if keep:
+        # What has the levels of balanced weights is looked at before it is stored.
+        if keep or getattr(value, "bits", None) == 2:
             self._held[role] = value
         return value
 

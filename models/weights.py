@@ -71,6 +71,13 @@ class Weights:
     def has(self, role: str) -> bool:
         return role in self._roles
 
+    def packed_layout(self, name: str) -> tuple[int, int] | None:
+        """Bits and group size of the tensor `name`, or None where it is dense."""
+        if f"{name}.scales" not in self._tensors:
+            return None
+        group_size, bits = self._layout(name)
+        return bits, group_size
+
     def weight(self, role: str, dtype: mx.Dtype, expand: bool) -> Weight:
         """A role's weight in `dtype`; a packed one stays packed unless `expand`."""
         name, shape = self._roles[role], self._shapes[role]

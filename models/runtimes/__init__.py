@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from russet.models.runtimes.base import ForeignDecoder
 
 # Suffix -> module, the library that it needs, and the extra that installs it.
-PACKAGES: dict[str, tuple[str, str, str]] = {}
+PACKAGES = {
+    ".mlpackage": ("russet.models.runtimes.coreml", "coremltools", "coreml"),
+}
 
 COMPUTE_UNITS = ("all", "cpu", "cpu-gpu", "cpu-ne")
 """What a package may run on: everything, the CPU alone, or the CPU with the GPU or with the Neural Engine."""

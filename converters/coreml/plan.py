@@ -1,0 +1,229 @@
+"""What a package will hold before anything is written: how each tensor is stored, its size, and the cut into parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from russet.converters.coreml.weights import BLOCK, is_balanced, predicted_bytes
+from russet.converters.exporting import CHUNK, CONTEXT, ExportOptions
+from russet.converters.model_tensors import ModelTensors
+from russet.engine.errors import InvalidOptionError
+from russet.models.config import DecoderConfig
+
+MAX_WEIGHT_BYTES = 2_000_000_000
+"""The largest weight file of one package."""
+MIN_SYSTEM = "ios18"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive layers in one package; the first part has the embedding, the last one norm and head."""
+
+    layers: range
+    first: bool
+    last: bool
+    nbytes: int
+
+    def roles(self, plan: Plan) -> Iterator[str]:
+        """The roles of its tensors."""
+        tied = plan.config.tied_head
+        for role in plan.kinds:
+            if role.startswith("layers."):
+                if int(role.split(".")[1]) in self.layers:
+                    yield role
+            elif role == "embed":
+                if self.first or (self.last and tied):
+                    yield role
+            elif self.last:
+                yield role
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export, decided: `kinds` says by role how a tensor is stored (see weights.py), `groups` its group size."""
+
+    config: DecoderConfig
+    weights: str
+    context: int
+    chunk: int
+    system: str
+    kinds: dict[str, str]
+    sizes: dict[str, int]
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self, names: dict[str, str]) -> tuple[tuple[str, str, int, int], ...]:
+        """(stock name, kind, tensors, bytes) for the tensors of the same place in every layer."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for role, kind in self.kinds.items():
+            name = re.sub(r"\.\d+\.", ".*.", names.get(role, role))
+            entry = found.setdefault((name, kind), [0, 0])
+            entry[0] += 1
+            entry[1] += self.sizes[role]
+        return tuple((name, kind, count, nbytes) for (name, kind), (count, nbytes) in found.items())
+
+
+@dataclass
+class _Notes:
+    """What is not as asked for, with the tensors that it concerns."""
+
+    by_reason: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, role: str) -> None:
+        self.by_reason.setdefault(reason, []).append(role)
+
+    def sentences(self) -> list[str]:
+        return [
+            f"{roles[0]}{f' and {len(roles) - 1} more' if len(roles) > 1 else ''} {reason}"
+            for reason, roles in self.by_reason.items()
+        ]
+
+
+def make_plan(model: ModelTensors, options: ExportOptions, max_bytes: int = MAX_WEIGHT_BYTES) -> Plan:
+    """Decide how `model` is exported; raises InvalidOptionError for options that do not fit it."""
+    config = model.config
+    context, chunk = _lengths(config, options)
+    system = options.system or MIN_SYSTEM
+    if system == "ios17":
+        raise InvalidOptionError(
+            "A package with a state needs iOS 18 or macOS 15; system 'ios17' is too old, give ios18 or leave it out."
+        )
+    if options.weights == "float32":
+        raise InvalidOptionError("Core ML packages hold float16 weights at most; float32 is for --to coreai.")
+    notes = _Notes()
+    kinds, sizes = {}, {}
+    for role, shape in roles_of(config).items():
+        kind, group = _kind(model, role, shape, options.weights, system, notes)
+        kinds[role], sizes[role] = kind, predicted_bytes(kind, shape, group)
+    if options.weights == "balanced2" and not any(kind.startswith("balanced2") for kind in kinds.values()):
+        raise InvalidOptionError(
+            f"{model.folder.name} has no 2-bit weights with the levels of balanced2; give --weights palette2 to round "
+            "others to 2 bits."
+        )
+    parts = _parts(config, kinds, sizes, max_bytes, options)
+    sentences = [*notes.sentences(), *_state_notes(context)]
+    return Plan(
+        config, options.weights or _main_kind(kinds), context, chunk, system, kinds, sizes, parts, tuple(sentences)
+    )
+
+
+def roles_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the graph multiplies by, with its shape, fused projections taken apart."""
+    from russet.models.shapes import expected_shapes
+
+    shapes = expected_shapes(config)
+    roles = ["embed", *([] if config.tied_head else ["head"]), "norm"]
+    for i, layer in enumerate(config.layers):
+        owns = layer.kv_source is None
+        parts = ["attn_norm", "q", *(("k", "v") if owns else ()), "o", "ffn_norm", "gate", "up", "down"]
+        if config.qk_norm != "none":
+            parts += ["q_norm", *(["k_norm"] if owns else [])]
+        if config.post_norms:
+            parts += ["post_attn_norm", "post_ffn_norm"]
+        roles += [f"layers.{i}.{part}" for part in parts]
+    return {role: shapes[role] for role in roles}
+
+
+def _lengths(config: DecoderConfig, options: ExportOptions) -> tuple[int, int]:
+    context = options.context or min(config.max_positions, CONTEXT)
+    if context > config.max_positions:
+        raise InvalidOptionError(
+            f"context is {context}, and the model has {config.max_positions} positions; give at most that."
+        )
+    chunk = options.chunk or min(CHUNK, context)
+    if chunk > context:
+        raise InvalidOptionError(f"chunk is {chunk}, more than the context of {context}; give at most that.")
+    return context, chunk
+
+
+def _kind(
+    model: ModelTensors, role: str, shape: tuple[int, ...], wanted: str | None, system: str, notes: _Notes
+) -> tuple[str, int]:
+    if len(shape) == 1:
+        # 1 + gain is no float16 number, so these gains are kept whole and rounded in the graph.
+        return ("float32" if model.config.unit_offset_norm else "float16"), 0
+    stored_bits, group = model.stored_layout(role)
+    if wanted in (None, "balanced2"):
+        if stored_bits == 2 and is_balanced(model.stored(role)):
+            return ("balanced2s" if system == "ios26" else "balanced2"), group
+        if stored_bits:
+            notes.add(f"expanded from {stored_bits} bits to float16; --weights stores it smaller", role)
+        return "float16", 0
+    if wanted == "float16" or role not in ("embed", "head"):
+        if wanted == "int4" and shape[1] % BLOCK:
+            notes.add(f"stored as int8: rows of {shape[1]} do not divide into blocks of {BLOCK}", role)
+            return "int8", 0
+        return wanted, 0
+    # A table of tokens suffers most from few bits, and its rows are read one at a time.
+    return "int8", 0
+
+
+def _main_kind(kinds: dict[str, str]) -> str:
+    return "balanced2" if any(kind.startswith("balanced2") for kind in kinds.values()) else "float16"
+
+
+def _state_notes(context: int) -> list[str]:
+    if context % 32 == 0:
+        return []
+    return [
+        f"the state holds {context} positions, no multiple of 32, with which the Neural Engine is reported to fail "
+        "(coremltools issue 2553)"
+    ]
+
+
+def _parts(
+    config: DecoderConfig, kinds: dict[str, str], sizes: dict[str, int], max_bytes: int, options: ExportOptions
+) -> tuple[Part, ...]:
+    """As few packages as hold the layers in order, each with a weight file of at most `max_bytes`."""
+    count = len(config.layers)
+    layers = [sum(size for role, size in sizes.items() if role.startswith(f"layers.{i}.")) for i in range(count)]
+    closing = sizes["norm"] + sizes["embed" if config.tied_head else "head"]
+    whole = sizes["embed"] + sum(layers) + closing - (sizes["embed"] if config.tied_head else 0)
+    if whole <= max_bytes:
+        return (Part(range(count), True, True, whole),)
+    if options.layout == "swift":
+        raise InvalidOptionError(
+            f"The weights take {whole:,} bytes and one package holds {max_bytes:,}, but Swift clients open one; "
+            "give --weights int8 or int4, or the engine layout."
+        )
+    runs = _runs(config)
+    filled: list[tuple[range, int]] = []
+    start, total = 0, sizes["embed"]
+    for run in runs:
+        size = sum(layers[i] for i in run) + (closing if run.stop == count else 0)
+        if total and run.start > start and total + size > max_bytes:
+            filled.append((range(start, run.start), total))
+            start, total = run.start, 0
+        total += size
+        if total > max_bytes:
+            _refuse_part(range(start, run.stop), total, max_bytes, shared=len(run) > 1)
+    filled.append((range(start, count), total))
+    return tuple(Part(run, run.start == 0, run.stop == count, nbytes) for run, nbytes in filled)
+
+
+def _runs(config: DecoderConfig) -> list[range]:
+    """Layers that have to stay together, since those that read another's keys and values share its state."""
+    ends = list(range(1, len(config.layers) + 1))
+    for i, layer in enumerate(config.layers):
+        if layer.kv_source is not None:
+            ends = [end for end in ends if not layer.kv_source < end <= i]
+    return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _refuse_part(layers: range, nbytes: int, max_bytes: int, shared: bool) -> None:
+    why = "share keys and values" if shared else "cannot be cut further"
+    raise InvalidOptionError(
+        f"Layers {layers.start} to {layers.stop - 1} {why} and take {nbytes:,} bytes, and one package holds "
+        f"{max_bytes:,}; give --weights int8 or int4."
+    )
+
+
+def file_bytes(plan: Plan) -> int:
+    """About what the packages take: weights, rotary tables, and the graph, at 400 bytes an operation."""
+    graph = 2 * 90 * 400 * len(plan.config.layers)
+    tables = sum(8 * plan.context * rope.dims for rope in {layer.rope for layer in plan.config.layers})
+    return int(np.sum([part.nbytes + tables for part in plan.parts])) + graph
