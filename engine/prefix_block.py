@@ -7,16 +7,14 @@ slot's storage holds it. A slot with an attention window may be missing, where i
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from russet.engine.array_file import write_arrays
-from russet.engine.errors import CheckpointError
+from russet.engine.array_file import open_checked, write_checked
 from russet.models.safetensors_file import open_safetensors
 
 BLOCK = 64
@@ -39,9 +37,7 @@ def block_names(namespace: str, tokens: Sequence[int]) -> list[str]:
 
 def write_block(path: Path, arrays: dict[str, mx.array]) -> None:
     """Write a block, atomically; raises StorageError."""
-    arrays = {name: mx.contiguous(array) for name, array in arrays.items()}
-    data = ((name, tuple(array.shape), np.asarray(array.view(mx.uint8)).data) for name, array in arrays.items())
-    write_arrays(path, arrays, {"crc32": _checksum(data)})
+    write_checked(path, arrays)
 
 
 class StoredRows(NamedTuple):
@@ -61,10 +57,7 @@ def read_block(path: Path) -> dict[int, list[StoredRows]]:
 
     Raises CheckpointError if the file does not hold what was written.
     """
-    file = open_safetensors(path)
-    data = ((name, info.shape, file.raw(name).data) for name, info in file.tensors.items())
-    if _checksum(data) != file.metadata.get("crc32"):
-        raise CheckpointError(f"{path} does not hold what was written to it; the file is damaged.")
+    file = open_checked(path)
     block: dict[int, list[StoredRows]] = {}
     for layer, i in sorted(tuple(map(int, name.split("."))) for name in file.tensors):
         name = f"{layer}.{i}"
@@ -72,11 +65,3 @@ def read_block(path: Path) -> dict[int, list[StoredRows]]:
         rows = StoredRows(file.raw(name).reshape(*info.shape[1:3], -1), DTYPES[info.dtype])
         block.setdefault(layer, []).append(rows)
     return block
-
-
-def _checksum(tensors: Iterable[tuple[str, tuple[int, ...], memoryview]]) -> str:
-    """CRC-32 over names, shapes and bytes, whatever the order in which they come."""
-    total = 0
-    for name, shape, data in tensors:
-        total ^= zlib.crc32(data, zlib.crc32(f"{name}{shape}".encode()))
-    return f"{total:08x}"

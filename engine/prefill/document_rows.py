@@ -32,6 +32,11 @@ class DocumentRows:
     arrays: dict[Shape, mx.array]
     log_probability: float
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take."""
+        return sum(array.nbytes for array in self.arrays.values())
+
 
 class KeysValues(Probe):
     """Collects keys and values as layers make them, piece by piece of a text."""

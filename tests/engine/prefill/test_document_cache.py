@@ -137,7 +137,13 @@ def forget(path: Path) -> None:
     mx.save_safetensors(str(path), arrays)
 
 
-@pytest.mark.parametrize("harm", [cut, garble, exchange, forget])
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, garble, exchange, forget, flip])
 def test_a_damaged_file_costs_a_warning_and_its_rows(
     harm, decoder: Decoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,6 +157,32 @@ def test_a_damaged_file_costs_a_warning_and_its_rows(
     ]
     assert mx.array_equal(mended.logits, expected.logits)
     assert run(decoder, tmp_path, prompt_of()).work.layer_tokens[0] == 3 * 4 + 3
+
+
+def test_documents_used_last_stay_in_memory(decoder: Decoder, tmp_path: Path) -> None:
+    documents = DocumentCache(tmp_path)
+    strategy = Superposition(2, documents=documents)
+    expected = strategy(decoder, prompt_of(), decoder.new_cache()).logits
+    for path in files(tmp_path):
+        path.unlink()
+    again = strategy(decoder, prompt_of(), decoder.new_cache())
+    assert mx.array_equal(again.logits, expected) and again.work.layer_tokens[0] == 3 * 4 + 3
+
+
+def test_memory_holds_no_more_than_it_may(decoder: Decoder, tmp_path: Path) -> None:
+    parts = prompt_of().segments
+    assert parts is not None
+    run(decoder, tmp_path, prompt_of())
+    sizes = [DocumentCache(tmp_path).read(decoder, parts.preamble, text).nbytes for text in parts.documents]
+    documents = DocumentCache(tmp_path, memory_bytes=sizes[0] + sizes[2])
+    for text in (*parts.documents, parts.documents[0]):
+        documents.read(decoder, parts.preamble, text)
+    for path in files(tmp_path):
+        path.unlink()
+    found = [documents.read(decoder, parts.preamble, text) is not None for text in parts.documents]
+    assert found == [True, False, True]
+    with pytest.raises(InvalidOptionError, match="memory_bytes is -1"):
+        DocumentCache(tmp_path, memory_bytes=-1)
 
 
 def test_what_was_used_longest_ago_goes_first(decoder: Decoder, tmp_path: Path) -> None:
