@@ -15,17 +15,20 @@ import mlx.core as mx
 from russet.converters.recipes.base import Batch, Exported, Objective, Options, Recipe, Treatment
 from russet.converters.recipes.source import Params, Source
 from russet.converters.recipes.two_bit import CLIP, TwoBit
+from russet.engine.errors import InvalidOptionError
 
 
 @dataclass(frozen=True, slots=True)
 class QatOptions(Options):
     """`group` weights share a scale, 0 stands for a row; `clip` is "tensor" or "scale", what a clipping factor is
-    learned for; `clip_rate` multiplies the learning rate of these factors; `embedding_bits` is 4, 8 or 16."""
+    learned for; `clip_rate` multiplies the learning rate of these factors; `embedding_bits` is 4, 8 or 16. Over the
+    first `ramp` of the run, weights go from unrounded to rounded."""
 
     group: int = 64
     clip: str = "tensor"
     clip_rate: float = 1.0
     embedding_bits: int = 4
+    ramp: float = 0.0
 
 
 class QAT2(Recipe):
@@ -39,7 +42,9 @@ class QAT2(Recipe):
     def open(self, source: Source, dtype: mx.Dtype) -> None:
         super().open(source, dtype)
         assert isinstance(self.options, QatOptions)
-        self.clip_rate = self.options.clip_rate
+        self.clip_rate, self.ramp = self.options.clip_rate, self.options.ramp
+        if not 0 <= self.ramp < 1:
+            raise InvalidOptionError(f"ramp is {self.ramp}; it is a share of the run, at least 0 and below 1.")
         self.rounding = TwoBit(self.config, self.options.group, self.options.clip, self.options.embedding_bits)
 
     def start(self) -> Params:
@@ -52,7 +57,7 @@ class QAT2(Recipe):
         return Treatment(rate=self.clip_rate if name.endswith(CLIP) else 1.0, decays=False)
 
     def weights(self, params: Params, at: mx.array) -> Params:
-        return self.rounding.weights(params)
+        return self.rounding.weights(params, mx.minimum(at / self.ramp, 1.0) if self.ramp else None)
 
     def export(self, params: Params) -> Exported:
         tensors, keys = self.rounding.tensors(params, self.source.family.names(self.config))

@@ -82,8 +82,17 @@ class TwoBit:
             factors[role + CLIP] = mx.zeros((1, 1) if self.clip == "tensor" else self.nearest[role].shape)
         return factors
 
-    def weights(self, params: Params) -> Params:
-        """What the folder will hold, by role, in float32; gradients go straight through the rounding."""
+    def weights(self, params: Params, share: mx.array | None = None) -> Params:
+        """What the folder will hold, by role, in float32; gradients go straight through the rounding.
+
+        With `share` below 1, that part of the way from the parameters to what they are rounded to.
+        """
+        rounded = self._rounded(params)
+        if share is None:
+            return rounded
+        return {name: array + (1 - share) * mx.stop_gradient(params[name] - array) for name, array in rounded.items()}
+
+    def _rounded(self, params: Params) -> Params:
         rounded: Params = {}
         for name, array in params.items():
             if self.rounds(name):

@@ -134,9 +134,8 @@ def store_predicted(
     for start in range(0, len(tokens), rows):
         chunk = mx.array([tokens[start : start + rows]])
         auxiliary.run(auxiliary.embed(chunk), layers, start, auxiliary_cache, last=0, probe=watch)
-        for layer, source in enumerate(predictor.layer_map):
-            if source is not None:
-                base.store(layer, *predictor.predict(layer, watch.seen[source]), start, cache)
+        for layer, keys, values in predictor.predict_all(watch.seen):
+            base.store(layer, keys, values, start, cache)
         mx.eval(cache.arrays(), auxiliary_cache.arrays())
 
 

@@ -6,8 +6,9 @@ norm in front of attention, as SwiftKV's do (arXiv 2410.03960): a row of SmolLM2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -119,6 +120,39 @@ class Predictor:
             rows = mx.addmm(bias, x.astype(weight.dtype), weight.T)
             predicted.append(rows.reshape(*x.shape[:2], *heads).transpose(0, 2, 1, 3))
         return predicted[0], predicted[1]
+
+    def predict_all(self, seen: Mapping[int, Seen]) -> Iterator[tuple[int, mx.array, mx.array]]:
+        """Every fed base layer with its keys and values, as `predict` gives them.
+
+        Maps of the same rows are one product, since a matrix of 192 columns is too slim to multiply at full speed.
+        """
+        for layer, source in enumerate(self.layer_map):
+            if source is not None and (layer in self.unmapped or self.inputs != "normed"):
+                yield layer, *self.predict(layer, seen[source])
+        for source, (layers, weight, bias) in self._joined.items():
+            x = seen[source].normed
+            rows, at = mx.addmm(bias, x.astype(weight.dtype), weight), 0
+            for layer in layers:
+                heads = self.base.keys_values[layer] or (0, 0)
+                parts = [rows[..., at + i * prod(heads) : at + (i + 1) * prod(heads)] for i in range(2)]
+                keys, values = (part.reshape(*x.shape[:2], *heads).transpose(0, 2, 1, 3) for part in parts)
+                yield layer, keys, values
+                at += 2 * prod(heads)
+
+    @cached_property
+    def _joined(self) -> dict[int, tuple[list[int], mx.array, mx.array]]:
+        """For each auxiliary layer whose rows are read, the layers that it feeds and all their maps, [in, out]."""
+        joined = {}
+        for source in sorted({j for j in self.layer_map if j is not None}) if self.inputs == "normed" else []:
+            layers = [i for i, j in enumerate(self.layer_map) if j == source and i not in self.unmapped]
+            if layers:
+                names = [f"layers.{i}.{part}" for i in layers for part in PARTS]
+                weight, bias = (
+                    mx.concatenate([self.weights[f"{name}.{kind}"] for name in names]) for kind in ("weight", "bias")
+                )
+                mx.eval(weight, bias)
+                joined[source] = layers, weight.T, bias
+        return joined
 
     def _inputs_of(self, seen: Seen) -> tuple[mx.array, mx.array]:
         """What the maps for keys and for values read, [batch, rows, in]."""

@@ -118,6 +118,18 @@ def test_generation_reads_the_rows_that_training_computed(
             assert mx.abs(found[:, :, :24] - wanted).max() < allowed * mx.abs(wanted).max(), layer
 
 
+def test_maps_of_the_same_rows_are_joined_without_a_difference(source: Source, batches: list[Batch]) -> None:
+    recipe, params = opened(source, PredictorOptions(keep=0.34), batches)
+    predictor = recipe.predictor(params).astype(mx.float32)
+    _, h, watch = recipe._shared_rows(batches[0].tokens)
+    seen, _ = recipe._auxiliary(params, h, watch)
+    found = {layer: rows for layer, *rows in predictor.predict_all(seen)}
+    assert sorted(found) == [0, 1, 2] and recipe.mapped == [1, 2]
+    for layer, rows in found.items():
+        for ours, theirs in zip(rows, predictor.predict(layer, seen[0]), strict=True):
+            assert ours.shape == theirs.shape and mx.allclose(ours, theirs, atol=1e-5)
+
+
 def test_layers_that_the_auxiliary_shares_are_exact(source: Source, batches: list[Batch], tmp_path: Path) -> None:
     recipe, params = opened(source, PredictorOptions(keep=1.0), batches)
     assert not params and recipe.unmapped == (0, 1, 2)

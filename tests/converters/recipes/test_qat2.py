@@ -133,6 +133,22 @@ def test_a_table_s_gradient_is_its_own() -> None:
     assert mx.array_equal(mx.grad(lambda table: (affine(table, 4) * onto).sum())(table), onto)
 
 
+def test_rounding_comes_in_over_the_ramp_and_is_whole_behind_it(source: Source) -> None:
+    recipe, params = opened(source, ramp=0.5)
+    whole = recipe.rounding.weights(params)
+    for at, share in ((0.0, 0.0), (0.125, 0.25), (0.5, 1.0), (1.0, 1.0)):
+        found = recipe.weights(params, mx.array(at))
+        for name in ("layers.0.gate", "embed", "layers.1.ffn_norm"):
+            between = params[name] + share * (whole[name] - params[name])
+            assert mx.allclose(found[name], between, atol=1e-6), (at, name)
+    onto = mx.random.normal(params["layers.0.q"].shape)
+    slopes = [
+        mx.grad(lambda params: (recipe.weights(params, at)["layers.0.q"] * onto).sum())(params)  # noqa: B023
+        for at in (mx.array(0.1), mx.array(1.0))
+    ]
+    assert mx.array_equal(slopes[0]["layers.0.q"], slopes[1]["layers.0.q"])
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -140,6 +156,7 @@ def test_a_table_s_gradient_is_its_own() -> None:
         ({"embedding_bits": 3}, "embedding_bits is 3; it must be 4, 8 or 16"),
         ({"group": 64}, "Rows of 96 weights do not divide into groups of 64"),
         ({"group": 7}, "The group size is 7"),
+        ({"ramp": 1.0}, "ramp is 1.0; it is a share of the run"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(source: Source, options: dict, problem: str) -> None:
