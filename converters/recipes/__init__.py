@@ -12,6 +12,7 @@ RECIPES = {
     "relufy": ("relufy", "Relufy"),
     "share_kv": ("share_kv", "ShareKV"),
     "qat2": ("qat2", "QAT2"),
+    "prune": ("prune", "Prune"),
     "kv_predictor": ("kv_predictor", "KVPredictor"),
 }
 
