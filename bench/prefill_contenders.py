@@ -10,11 +10,16 @@ from russet.bench.truncate import Truncate
 from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill import strategies
 from russet.engine.prefill.base import Prefill
+from russet.engine.prefill.importance import LastRow
+from russet.engine.prefill.lazyllm import LazyLLM
 
 CACHED = "+cached"
 """Ends the name of a strategy whose documents are computed, unmeasured, before every measured run."""
 
 EXACT = "exact"
+
+LAST_ROW = "lazyllm-last-row"
+"""LazyLLM ranking as the paper does, by one layer's attention of the last token, averaged over heads."""
 
 Parse = Callable[..., Prefill]
 """(a strategy's name, settings by keyword) -> the strategy, as engine/prefill/strategies.py has it."""
@@ -44,6 +49,10 @@ def _contender(name: str, documents: Path, draft: str | None, parse: Parse) -> C
     kind, _, keep = name.removesuffix(CACHED).partition(":")
     if kind == "truncate" and not name.endswith(CACHED):
         return Contender(name, Truncate(_share(name, keep)))
+    if kind == LAST_ROW and not name.endswith(CACHED):
+        ranked = parse(f"lazyllm:{keep}" if keep else "lazyllm")
+        assert isinstance(ranked, LazyLLM)
+        return Contender(name, LazyLLM(schedule=ranked.schedule, scorer=LastRow()))
     settings = {"draft": draft} if draft is not None and kind == "specprefill" else {}
     if not name.endswith(CACHED):
         return Contender(name, parse(name, **settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,6 +84,30 @@ class Linear:
         fall = (self.start - self.end) / steps
         wanted = {first + i: self.start - fall * i for i in range(last - first + 1)}
         return _falling(wanted, layers, tokens)
+
+
+def parse_schedule(text: str) -> Schedule | None:
+    """The schedule that `START-END` or `SHARE@DEPTH/SHARE@DEPTH` stands for; None where it is written otherwise.
+
+    `0.6-0.1` is `Linear(0.6, 0.1)`. `0.5@0.3/0.25@0.6` leaves half of the prompt to the layers from 30 % of the depth
+    on, and a quarter to those from 60 % on. Raises `InvalidOptionError` for depths or shares that are none.
+    """
+    number = r"(\d*\.?\d+)"
+    if found := re.fullmatch(f"{number}-{number}", text):
+        return Linear(float(found[1]), float(found[2]))
+    stages = [re.fullmatch(f"{number}@{number}", stage) for stage in text.split("/")]
+    shares, left = {}, 1.0
+    for found in stages:
+        if found is None:
+            return None
+        share, depth = float(found[1]), float(found[2])
+        if depth in shares or (shares and depth < max(shares)) or not 0 < share <= left:
+            raise InvalidOptionError(
+                f"In the schedule {text} depths must rise and shares fall, from 1 at the start to above 0."
+            )
+        shares[depth] = share / left
+        left = share
+    return Staged(shares)
 
 
 def select(scores: np.ndarray, count: int, first: int, last: int) -> np.ndarray:

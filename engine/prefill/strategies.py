@@ -1,5 +1,7 @@
 """Prefill strategies by name: `lazyllm`, `lazyllm:0.5`, `superposition:2`, `kv-prediction:FOLDER`.
 
+LazyLLM takes a schedule in place of a share, as `parse_schedule` in pruning.py reads it.
+
 Neither MLX nor a strategy is imported before one is built, so that the command line can list them.
 """
 
@@ -74,8 +76,12 @@ def _exact() -> Prefill:
 
 def _lazyllm(keep: float | str | None = None) -> Prefill:
     from russet.engine.prefill.lazyllm import LazyLLM
+    from russet.engine.prefill.pruning import parse_schedule
 
-    return LazyLLM() if keep is None else LazyLLM(keep=_share(keep))
+    if keep is None:
+        return LazyLLM()
+    schedule = parse_schedule(str(keep))
+    return LazyLLM(keep=_share(keep)) if schedule is None else LazyLLM(schedule=schedule)
 
 
 def _specprefill(keep: float | str | None = None, draft: str | float | None = None) -> Prefill:

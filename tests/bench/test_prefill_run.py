@@ -22,6 +22,9 @@ from russet.bench.truncate import Truncate
 from russet.engine.errors import BenchmarkDataError, InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
 from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.importance import LastRow
+from russet.engine.prefill.lazyllm import LazyLLM
+from russet.engine.prefill.pruning import Staged
 from russet.engine.prompt import Prompt
 
 
@@ -98,6 +101,13 @@ class Words:
 @pytest.fixture
 def report() -> PrefillReport:
     return PrefillReport({"name": "tiny", "sha256": "0" * 64}, {}, {}, ["exact", "a"])
+
+
+def test_lazyllm_can_rank_as_its_paper_does(tmp_path: Path) -> None:
+    _, found, plain = contenders(("lazyllm-last-row:0.3@0.4", "lazyllm-last-row"), tmp_path)
+    assert isinstance(found.prefill, LazyLLM) and isinstance(plain.prefill, LazyLLM)
+    assert found.prefill.scorer == LastRow() and found.prefill.schedule == Staged({0.4: 0.3})
+    assert plain.prefill.schedule == LazyLLM().schedule
 
 
 def test_names_become_contenders(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from russet.engine.errors import InvalidOptionError
-from russet.engine.prefill.pruning import Linear, Staged, select
+from russet.engine.prefill.pruning import Linear, Staged, parse_schedule, select
 
 
 def linear_cost(kept: dict[int, int], layers: int, tokens: int) -> float:
@@ -81,3 +81,12 @@ def test_protected_tokens_may_be_more_than_asked_for() -> None:
 
 def test_of_equal_scores_the_later_token_stays() -> None:
     assert select(np.zeros(6), 3, first=0, last=1).tolist() == [3, 4, 5]
+
+
+def test_schedules_have_names() -> None:
+    assert parse_schedule("0.6-0.1") == Linear(0.6, 0.1) and parse_schedule(".5") is parse_schedule("0.5@") is None
+    staged = parse_schedule("0.5@0.3/0.25@0.6")
+    assert staged is not None and staged.kept(30, 1000) == {9: 500, 18: 250}
+    for text in ("0.5@0.3/0.6@0.6", "0.5@0.3/0.2@0.3", "0.5@0.6/0.2@0.3", "0@0.3", "0.1-0.6", "0.3@2"):
+        with pytest.raises(InvalidOptionError):
+            parse_schedule(text)

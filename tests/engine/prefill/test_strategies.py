@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from russet.engine.errors import InvalidOptionError, PredictorError
+from russet.engine.prefill.pruning import Linear, Staged
 from russet.engine.prefill.strategies import STRATEGIES, find, parse
 
 DOCS = Path(__file__).parents[3] / "docs" / "prefill.md"
@@ -37,6 +38,11 @@ def test_the_value_behind_the_colon_is_the_setting() -> None:
     assert parse("superposition:4").keep == parse("superposition", keep=4.0).keep == 4  # type: ignore[attr-defined]
     assert parse("lazyllm:0.4").schedule == parse("lazyllm", keep=0.4).schedule  # type: ignore[attr-defined]
     assert parse("lazyllm:0.4").schedule != parse("lazyllm:0.5").schedule  # type: ignore[attr-defined]
+
+
+def test_lazyllm_takes_a_schedule_too() -> None:
+    assert parse("lazyllm:0.6-0.1").schedule == Linear(0.6, 0.1)  # type: ignore[attr-defined]
+    assert parse("lazyllm:0.3@0.4").schedule == Staged({0.4: 0.3})  # type: ignore[attr-defined]
 
 
 def test_a_draft_is_a_share_of_the_layers_or_a_model(tiny_folder: Path) -> None:
