@@ -30,7 +30,7 @@ TARGETS = {
     "coreml": ("russet.converters.coreml.export", ("coremltools",), "coreml"),
 }
 
-WEIGHTS = ("float16", "float32", "int8", "int4", "palette4", "palette2", "balanced2")
+WEIGHTS = ("float16", "float32", "int8", "int4", "palette4", "palette2", "stored")
 LAYOUTS = ("engine", "swift")
 SYSTEMS = ("ios17", "ios18", "ios26")
 CONTEXT = 2048
@@ -43,9 +43,9 @@ Layout = Literal["engine", "swift"]
 class ExportOptions:
     """What the user asked for; a target refuses by name what it does not implement.
 
-    `weights` is how matrices are stored; None is float16, or "balanced2" for those of 2 bits with the levels
-    {-1.5, -0.5, 0.5, 1.5} times a scale. `context` is the number of positions that the state holds, `chunk` the
-    tokens that the prefill function takes, `system` the oldest system that the package is for.
+    `weights` is how matrices are stored; "stored" keeps those that are packed already, and None is that for a model
+    with balanced 2-bit weights and float16 for any other. `context` is the number of positions that the state holds,
+    `chunk` the tokens that the prefill function takes, `system` the oldest system that the package is for.
     """
 
     weights: str | None = None

@@ -57,10 +57,15 @@ class ModelTensors:
         import numpy as np
 
         stored = self.stored(role)
-        return stored if isinstance(stored, np.ndarray) else np.array(stored.expand(mx.float32))
+        whole = stored if isinstance(stored, np.ndarray) else np.array(stored.expand(mx.float32))
+        return np.ascontiguousarray(whole.T) if self.by_neuron(role) else whole
+
+    def by_neuron(self, role: str) -> bool:
+        """Whether a weight is stored [in, out], a row a neuron, so that sparse FFNs can skip rows."""
+        return self._sparsity.neuron_major and role.endswith(".down")
 
     def stored(self, role: str) -> np.ndarray | Affine:
-        """A weight as it is stored: float32 [out, in], or packed rows with scales and biases in float32."""
+        """A weight as it is stored: float32 rows, or packed ones with scales and biases in float32."""
         part = self._part_of(role)
         if part is None:
             return self._read(role, keep=role == "embed" and self.config.tied_head)
@@ -69,10 +74,10 @@ class ModelTensors:
         return value[start:end] if hasattr(value, "shape") else _rows(value, start, end)
 
     def stored_layout(self, role: str) -> tuple[int | None, int]:
-        """Bits and group size of a packed weight, or (None, 0) for a dense one; nothing is read."""
+        """Bits and group size (0: a whole row) of a packed weight, or (None, 0) for a dense one; nothing is read."""
         part = self._part_of(role)
         name = self.names[role if part is None else part[0]]
-        return self._weights.packed_layout(name) or (None, 0)
+        return self._layouts.get(name, (None, 0))
 
     def bias(self, role: str) -> np.ndarray | None:
         """A linear map's bias in float32, or None where the family has none."""
@@ -100,6 +105,8 @@ class ModelTensors:
 
         use_fast_blas()
         self._weights = Weights(self.folder, self.raw, self.names, self.config)
+        layouts = {name: self._weights.packed_layout(name) for name in self.names.values()}
+        self._layouts = {name: layout for name, layout in layouts.items() if layout is not None}
 
     def _part_of(self, role: str) -> tuple[str, int, int] | None:
         """Where a role is some rows of a fused tensor: that tensor's role, and the rows."""
@@ -128,8 +135,6 @@ class ModelTensors:
         else:
             weight = self._weights.weight(role, mx.float32, expand=False)
             value = _array(weight) if isinstance(weight, mx.array) else weight
-        if self._sparsity.neuron_major and role.endswith(".down"):
-            value = _array(value if not hasattr(value, "expand") else value.expand(mx.float32)).T
         self._weights.taken()
         # What has the levels of balanced weights is looked at before it is stored.
         if keep or getattr(value, "bits", None) == 2:

@@ -72,10 +72,10 @@ class Weights:
         return role in self._roles
 
     def packed_layout(self, name: str) -> tuple[int, int] | None:
-        """Bits and group size of the tensor `name`, or None where it is dense."""
+        """Bits and group size of the tensor `name` (0: one group a row), or None where it is dense."""
         if f"{name}.scales" not in self._tensors:
             return None
-        group_size, bits = self._layout(name)
+        group_size, bits, _ = self._layout(name)
         return bits, group_size
 
     def weight(self, role: str, dtype: mx.Dtype, expand: bool) -> Weight:

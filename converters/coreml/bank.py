@@ -8,6 +8,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
+from russet.converters.coreml.plan import KEPT
 from russet.converters.coreml.weights import Stored, encode
 
 if TYPE_CHECKING:
@@ -70,10 +71,11 @@ class Bank:
     def _encoded(self, role: str, order: np.ndarray | None) -> Stored:
         if role not in self._stored:
             kind = self._plan.kinds[role]
-            weight = self._model.stored(role) if kind.startswith("balanced2") else self._model.dense(role)
+            weight = self._model.stored(role) if kind in KEPT else self._model.dense(role)
             if kind == "float32" and self._model.config.unit_offset_norm:
                 weight = weight + np.float32(1)  # type: ignore[operator]
-            self._stored[role] = encode(role, kind, weight if order is None else _ordered(weight, order))
+            layout = self._plan.groups.get(role, 0), self._model.by_neuron(role)
+            self._stored[role] = encode(role, kind, weight if order is None else _ordered(weight, order), *layout)
         return self._stored[role]
 
     def _emit(self, role: str, stored: Stored) -> Var:
@@ -83,9 +85,9 @@ class Bank:
             return parts["val"]
         if stored.kind == "float32":
             return mb.cast(x=parts["val"], dtype="fp16", name=name)
-        if stored.kind in ("int8", "int4"):
-            return mb.constexpr_blockwise_shift_scale(data=parts["data"], scale=parts["scale"], name=name)
-        if stored.kind == "balanced2s":
+        if "data" in parts:
+            return mb.constexpr_blockwise_shift_scale(**parts, name=name)
+        if stored.kind == "levels2":
             levels = mb.constexpr_lut_to_dense(indices=parts["indices"], lut=parts["levels"], name=f"{name}_levels")
             return mb.constexpr_blockwise_shift_scale(data=levels, scale=parts["scale"], name=name)
         return mb.constexpr_lut_to_dense(indices=parts["indices"], lut=parts["lut"], name=name)

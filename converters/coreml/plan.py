@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from russet.converters.coreml.weights import BLOCK, is_balanced, predicted_bytes
+from russet.converters.coreml.weights import BLOCK, PACKED, is_balanced, predicted_bytes
 from russet.converters.exporting import CHUNK, CONTEXT, ExportOptions
 from russet.converters.model_tensors import ModelTensors
 from russet.engine.errors import InvalidOptionError
@@ -17,6 +17,8 @@ from russet.models.config import DecoderConfig
 MAX_WEIGHT_BYTES = 2_000_000_000
 """The largest weight file of one package."""
 MIN_SYSTEM = "ios18"
+KEPT = ("affine8", "affine4", "table2", "levels2")
+"""The kinds that keep packed weights."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """An export, decided: `kinds` says by role how a tensor is stored (see weights.py), `groups` its group size."""
+    """An export, decided: `kinds` says by role how a tensor is stored (see weights.py), `groups` the weights
+    that share a scale where packed ones are kept (0: a row)."""
 
     config: DecoderConfig
     weights: str
@@ -52,6 +55,7 @@ class Plan:
     chunk: int
     system: str
     kinds: dict[str, str]
+    groups: dict[str, int]
     sizes: dict[str, int]
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
@@ -95,20 +99,27 @@ def make_plan(model: ModelTensors, options: ExportOptions, max_bytes: int = MAX_
     if options.weights == "float32":
         raise InvalidOptionError("Core ML packages hold float16 weights at most; float32 is for --to coreai.")
     notes = _Notes()
-    kinds, sizes = {}, {}
-    for role, shape in roles_of(config).items():
-        kind, group = _kind(model, role, shape, options.weights, system, notes)
-        kinds[role], sizes[role] = kind, predicted_bytes(kind, shape, group)
-    if options.weights == "balanced2" and not any(kind.startswith("balanced2") for kind in kinds.values()):
+    roles = roles_of(config)
+    wanted = options.weights
+    layouts = {role: layout for role in roles if (layout := model.stored_layout(role))[0]}
+    balanced = {role for role, (bits, _) in layouts.items() if bits == 2 and is_balanced(model.stored(role))}
+    if wanted is None:
+        wanted = "stored" if balanced else "float16"
+    if wanted == "stored" and not layouts:
         raise InvalidOptionError(
-            f"{model.folder.name} has no 2-bit weights with the levels of balanced2; give --weights palette2 to round "
-            "others to 2 bits."
+            f"{model.folder.name} has no packed weights to keep as they are stored; give another --weights."
         )
+    kinds, sizes = {}, {}
+    for role, shape in roles.items():
+        kinds[role] = _kind(model, role, shape, wanted, notes)
+        if kinds[role] == "table2" and role in balanced and system == "ios26":
+            kinds[role] = "levels2"
+        rows = shape[::-1] if kinds[role] in KEPT and model.by_neuron(role) else shape
+        sizes[role] = predicted_bytes(kinds[role], rows, layouts.get(role, (None, 0))[1])
     parts = _parts(config, kinds, sizes, max_bytes, options)
     sentences = [*notes.sentences(), *_state_notes(context)]
-    return Plan(
-        config, options.weights or _main_kind(kinds), context, chunk, system, kinds, sizes, parts, tuple(sentences)
-    )
+    groups = {role: layouts[role][1] for role, kind in kinds.items() if kind in KEPT}
+    return Plan(config, wanted, context, chunk, system, kinds, groups, sizes, parts, tuple(sentences))
 
 
 def roles_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -140,30 +151,25 @@ def _lengths(config: DecoderConfig, options: ExportOptions) -> tuple[int, int]:
     return context, chunk
 
 
-def _kind(
-    model: ModelTensors, role: str, shape: tuple[int, ...], wanted: str | None, system: str, notes: _Notes
-) -> tuple[str, int]:
+def _kind(model: ModelTensors, role: str, shape: tuple[int, ...], wanted: str, notes: _Notes) -> str:
     if len(shape) == 1:
         # 1 + gain is no float16 number, so these gains are kept whole and rounded in the graph.
-        return ("float32" if model.config.unit_offset_norm else "float16"), 0
-    stored_bits, group = model.stored_layout(role)
-    if wanted in (None, "balanced2"):
-        if stored_bits == 2 and is_balanced(model.stored(role)):
-            return ("balanced2s" if system == "ios26" else "balanced2"), group
-        if stored_bits:
-            notes.add(f"expanded from {stored_bits} bits to float16; --weights stores it smaller", role)
-        return "float16", 0
-    if wanted == "float16" or role not in ("embed", "head"):
-        if wanted == "int4" and shape[1] % BLOCK:
-            notes.add(f"stored as int8: rows of {shape[1]} do not divide into blocks of {BLOCK}", role)
-            return "int8", 0
-        return wanted, 0
-    # A table of tokens suffers most from few bits, and its rows are read one at a time.
-    return "int8", 0
-
-
-def _main_kind(kinds: dict[str, str]) -> str:
-    return "balanced2" if any(kind.startswith("balanced2") for kind in kinds.values()) else "float16"
+        return "float32" if model.config.unit_offset_norm else "float16"
+    stored_bits, _ = model.stored_layout(role)
+    if wanted in ("float16", "stored"):
+        if not stored_bits:
+            return "float16"
+        if wanted == "stored" and stored_bits in PACKED and (stored_bits == 2 or not model.by_neuron(role)):
+            return PACKED[stored_bits]
+        notes.add(f"expanded from {stored_bits} bits to float16; --weights stores it smaller", role)
+        return "float16"
+    if role in ("embed", "head"):
+        # Tables of tokens suffer most from few bits.
+        return "int8"
+    if wanted == "int4" and shape[1] % BLOCK:
+        notes.add(f"stored as int8: rows of {shape[1]} do not divide into blocks of {BLOCK}", role)
+        return "int8"
+    return wanted
 
 
 def _state_notes(context: int) -> list[str]:

@@ -1,16 +1,19 @@
-"""How a matrix is stored in a package: 16 bits, integers with scales, palettes, or balanced 2-bit weights unchanged.
+"""How a matrix is stored in a package: 16 bits, integers with scales, palettes, or packed weights as they are.
 
-Kind          operands of the operation that expands it                             bits a weight
-float16       -                                                                     16
-int8          int8, one float16 scale a row                                         8 + 16 / in
-int4          int4, one float16 scale for 32 weights of a row                       4.5
-palette4      uint4 indices, 16 float16 entries for 16 rows                         4 + 16 / in
-palette2      uint2 indices, 4 float16 entries for 16 rows                          2 + 4 / in
-balanced2     uint2 indices, 4 float16 entries for each group: its levels           2 + 64 / group
-balanced2s    uint2 indices, the levels {-1.5, -0.5, 0.5, 1.5}, one scale a group   2 + 16 / group
+Kind       operands of the operation that expands it                                   bits a weight
+float16    -                                                                           16
+int8       int8, one float16 scale a row                                               8 + 16 / in
+int4       int4, one float16 scale for 32 weights of a row                             4.5
+palette4   uint4 indices, 16 float16 entries for 16 rows                               4 + 16 / in
+palette2   uint2 indices, 4 float16 entries for 16 rows                                2 + 4 / in
+affine8    MLX's 8-bit weights: int8, a float16 scale and offset a group               8 + 32 / group
+affine4    MLX's 4-bit weights: int4, a float16 scale and offset a group               4 + 32 / group
+table2     2-bit weights: uint2 indices, 4 float16 entries for a group or a row        2 + 64 / group
+levels2    balanced 2-bit weights: uint2 indices, the levels {-1.5, -0.5, 0.5, 1.5},
+           one float16 scale for a group or a row                                      2 + 16 / group
 
-The last two hold the same weights. The longer one is plain MIL for iOS 18; the operations of the shorter one are in an
-order that coremltools keeps for iOS 26 only.
+Balanced 2-bit weights are kept to the bit by both of the last kinds. The longer one is plain MIL for iOS 18; the
+operations of the shorter one are in an order that coremltools keeps for iOS 26 only.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 BLOCK = 32
 FLOAT16_MAX = 65504.0
 LEVELS = np.array([-1.5, -0.5, 0.5, 1.5], np.float16)
-INDEX_BITS = {"palette4": 4, "palette2": 2, "balanced2": 2, "balanced2s": 2}
+INDEX_BITS = {"palette4": 4, "palette2": 2, "table2": 2, "levels2": 2}
+PACKED = {8: "affine8", 4: "affine4", 2: "table2"}
+"""Bits of packed weights -> the kind that keeps them."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,17 @@ class Stored:
         """Bits that one number of an operand takes."""
         if name == "indices":
             return INDEX_BITS[self.kind]
-        return 4 if (self.kind, name) == ("int4", "data") else 8 * self.parts[name].dtype.itemsize
+        return 4 if name == "data" and self.kind in ("int4", "affine4") else 8 * self.parts[name].dtype.itemsize
 
 
-def encode(role: str, kind: str, weight: np.ndarray | Affine) -> Stored:
-    """A float32 tensor or packed rows as `kind`; raises WeightsError for numbers that float16 cannot hold."""
-    if kind in ("balanced2", "balanced2s"):
+def encode(role: str, kind: str, weight: np.ndarray | Affine, group: int = 0, turned: bool = False) -> Stored:
+    """A float32 tensor or packed rows as `kind`; raises WeightsError for numbers that float16 cannot hold.
+
+    Packed rows have groups of `group` weights, or one (0); `turned` says that they are columns.
+    """
+    if kind in ("affine8", "affine4", "table2", "levels2"):
         assert not isinstance(weight, np.ndarray)
-        return _balanced(role, kind, weight)
+        return _affine(kind, weight) if kind.startswith("affine") else _two_bits(role, kind, weight, group, turned)
     dense = _finite(role, weight if isinstance(weight, np.ndarray) else _expanded(weight))
     if kind == "float32":
         return Stored(kind, {"val": dense})
@@ -73,18 +81,21 @@ def encode(role: str, kind: str, weight: np.ndarray | Affine) -> Stored:
 
 
 def predicted_bytes(kind: str, shape: tuple[int, ...], group: int = 0) -> int:
-    """What `encode` will take, without encoding."""
+    """What `encode` will take, without encoding, for stored rows of this `shape`."""
     count = int(np.prod(shape))
     if kind in ("float16", "float32"):
         return count * (2 if kind == "float16" else 4)
     rows = shape[0]
+    groups = count // group if group else rows
     return {
         "int8": count + 2 * rows,
         "int4": count // 2 + 2 * count // BLOCK,
         "palette4": count // 2 + 2 * 16 * (rows // rows_in_group(rows)),
         "palette2": count // 4 + 2 * 4 * (rows // rows_in_group(rows)),
-        "balanced2": count // 4 + (8 * count // group if group else 0),
-        "balanced2s": count // 4 + (2 * count // group if group else 0) + 8,
+        "affine8": count + 4 * groups,
+        "affine4": count // 2 + 4 * groups,
+        "table2": count // 4 + 8 * groups,
+        "levels2": count // 4 + 2 * groups + 8,
     }[kind]
 
 
@@ -104,19 +115,40 @@ def _integers(dense: np.ndarray, block: int, largest: int) -> dict[str, np.ndarr
     return {"data": codes.reshape(dense.shape).astype(np.int8), "scale": scale}
 
 
-def _balanced(role: str, kind: str, weight: Affine) -> Stored:
-    packed, scales = np.array(weight.weight), np.array(weight.scales)
-    shifts = np.arange(0, 32, 2, dtype=np.uint32)
-    indices = ((packed[..., None] >> shifts) & 3).astype(np.uint8).reshape(packed.shape[0], -1)
-    exact = scales.astype(np.float16)
-    if not np.array_equal(exact.astype(np.float32), scales):
+def _affine(kind: str, weight: Affine) -> Stored:
+    """scale (code - offset); codes are moved to lie around 0, so that float16 holds the offset closely."""
+    middle = 1 << weight.bits - 1
+    scales, biases = np.array(weight.scales), np.array(weight.biases)
+    offsets = np.where(scales != 0, -biases / np.where(scales != 0, scales, 1), 0) - middle
+    data = (_codes(weight).astype(np.int16) - middle).astype(np.int8)
+    return Stored(kind, {"data": data, "scale": scales.astype(np.float16), "offset": offsets.astype(np.float16)})
+
+
+def _two_bits(role: str, kind: str, weight: Affine, group: int, turned: bool) -> Stored:
+    indices, scales, biases = _codes(weight), np.array(weight.scales), np.array(weight.biases)
+    exact = is_balanced(weight)
+    if not group:
+        scales, biases = scales[:, :1], biases[:, :1]
+    if turned:
+        indices, scales, biases = (np.ascontiguousarray(part.T) for part in (indices, scales, biases))
+    levels = scales[..., None] * np.arange(4, dtype=np.float32) + biases[..., None]
+    tables = levels.astype(np.float16)
+    if exact and not (tables.astype(np.float32) == levels).all():
         raise WeightsError(
-            f"The scales of {role} are no float16 numbers, so that its 2-bit weights cannot be kept exactly; convert "
-            "the model with --dtype float16 first, or give --weights float16."
+            f"The levels of {role} are no float16 numbers, so that its 2-bit weights cannot be kept exactly; give "
+            "--weights float16."
         )
-    if kind == "balanced2s":
-        return Stored(kind, {"indices": indices, "levels": LEVELS.reshape(1, 1, 4, 1), "scale": exact})
-    return Stored(kind, {"indices": indices, "lut": (scales[..., None] * LEVELS).astype(np.float16)[..., None]})
+    if kind == "levels2":
+        parts = {"levels": LEVELS.reshape(1, 1, 4, 1), "scale": scales.astype(np.float16)}
+        return Stored(kind, {"indices": indices, **parts})
+    return Stored(kind, {"indices": indices, "lut": tables[..., None]})
+
+
+def _codes(weight: Affine) -> np.ndarray:
+    """Packed codes as uint8 [rows, in]."""
+    words = np.array(weight.weight)
+    shifts = np.arange(0, 32, weight.bits, dtype=np.uint32)
+    return ((words[..., None] >> shifts) & ((1 << weight.bits) - 1)).astype(np.uint8).reshape(words.shape[0], -1)
 
 
 def _expanded(weight: Affine) -> np.ndarray:

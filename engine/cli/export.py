@@ -25,7 +25,7 @@ EXPORT_OPTIONS = (
     click.option(
         "--weights",
         type=click.Choice(WEIGHTS),
-        help="Packages: how matrices are stored.  [default: float16; balanced2 for balanced 2-bit weights]",
+        help="Packages: how matrices are stored.  [default: float16; as stored for balanced 2-bit weights]",
     ),
     click.option(
         "--layout",
