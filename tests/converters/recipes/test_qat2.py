@@ -107,6 +107,7 @@ def test_the_kernels_find_the_levels_balanced(source: Source, tmp_path: Path, wr
     names = recipe.source.family.names(config)
     weights = Weights(folder, exported.config, names, config)
     for role in ("layers.0.q", "layers.2.up", "layers.1.down"):
+        assert weights.packed_layout(names[role]) == (2, 32)
         packed = weights.weight(role, mx.float16, expand=False)
         assert isinstance(packed, Affine)
         assert _form(packed, mx.float16).kind == Format(2, 32, True)
