@@ -84,14 +84,14 @@ class Slot:
             self._drop_unseen(position)
         return RingView(*rows.open_ring(), self.ring_state(position))
 
-    def ring_state(self, position: int) -> tuple[int, int, int, int]:
-        """What `RingView.state` is for a query at `position`."""
+    def ring_state(self, position: int, later: int = 0) -> tuple[int, int, int, int]:
+        """What `RingView.state` is for a query at `position`, or will be for one `later` rows and positions on."""
         rows = self.rows
-        kept = rows.length - rows.in_ring
+        kept, in_ring = rows.length - rows.in_ring, rows.in_ring + later
         if self.window is None:
-            return kept, rows.in_ring, 0, 0
-        unseen = max(0, position - self.window + 1 - self.first)
-        return kept, rows.in_ring, min(unseen, kept), max(0, unseen - kept)
+            return kept, in_ring, 0, 0
+        unseen = max(0, position + later - self.window + 1 - self.first)
+        return kept, in_ring, min(unseen, kept), max(0, unseen - kept)
 
     def close_ring(self, ring: mx.array, position: int) -> None:
         """Take the ring back with the row of `position` in it."""

@@ -29,7 +29,7 @@ layer's recent_out as `recent`, where row step[1] is this token's already, and m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -45,9 +45,17 @@ RECENT = 32
 
 def pack_step(state: tuple[int, int, int, int], cosines_sines: np.ndarray) -> mx.array:
     """`step` from the four counts and the rotation [2, P]."""
-    step = np.empty(8 + cosines_sines.size, dtype=np.float32)
-    step[:4], step[4:8], step[8:] = state, 0, cosines_sines.reshape(-1)
-    return mx.array(step)
+    return pack_steps([state], [cosines_sines])[0]
+
+
+def pack_steps(states: Sequence[tuple[int, int, int, int]], rotations: Sequence[np.ndarray]) -> list[mx.array]:
+    """`step` for several tokens, views of one array: a host array takes 80 us on CUDA (an H100), whatever its size."""
+    steps = np.zeros((len(states), 8 + rotations[0].size), dtype=np.float32)
+    for row, state, rotation in zip(steps, states, rotations, strict=True):
+        row[:4], row[8:] = state, rotation.reshape(-1)
+    views = list(mx.array(steps))
+    mx.async_eval(views)
+    return views
 
 
 def pack_form(

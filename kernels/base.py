@@ -26,6 +26,7 @@ Inputs = Sequence[mx.array]
 
 _log = logging.getLogger("russet")
 _made: dict[str, WeakSet[Kernel]] = {}
+_switched_off: list[str] = []
 
 
 @cache
@@ -159,6 +160,7 @@ class Kernel:
 
     def _disable(self, reason: str) -> None:
         if not self._disabled:
+            _switched_off.append(self.name)
             _log.warning("Kernel %s is switched off, and MLX's operations serve: %s.", self.name, reason)
         self._disabled = self._disabled or reason
 
@@ -167,6 +169,11 @@ def _reason(error: Exception) -> str:
     """One line of what a compiler or a driver says: its first error, for warnings may come before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if "error:" in line), lines[0])
+
+
+def switched_off() -> int:
+    """How many kernels were switched off in this process so far: what asked before asks again when it has grown."""
+    return len(_switched_off)
 
 
 def made(name: str) -> list[Kernel]:

@@ -27,9 +27,9 @@ import numpy as np
 from russet.engine.cache import KVCache, RingView, Slot
 from russet.engine.errors import UnsupportedModelError
 from russet.engine.rows import RING
-from russet.kernels.attend_decode import ATTEND_DECODE, ATTEND_SHARED, pack_step
+from russet.kernels.attend_decode import ATTEND_DECODE, ATTEND_SHARED, pack_steps
 from russet.kernels.backend import backend
-from russet.kernels.base import Kernel, mode
+from russet.kernels.base import Kernel, mode, switched_off
 from russet.models.fused_layer import FusedLayer, Head, check_shapes, fused_head, fused_layer
 from russet.models.rope import Rotary
 from russet.models.sparse_ffn import KernelFFN
@@ -51,13 +51,15 @@ class _Live:
     keys: list[mx.array]
     values: list[mx.array]
     rings: list[mx.array]
-    groups: list[tuple[Slot, int, list[int]]]
-    """Slots that stay alike from step to step: one of them, the rotation of their readers, and which they are."""
+    steps: list[list[mx.array]]
+    """What is each slot's own in the steps to come, until the ring is full."""
+    position: int
     in_ring: int = 0
 
-    @property
-    def goes_on(self) -> bool:
-        return 0 < self.in_ring < RING and all(slot.rows.in_ring == self.in_ring for slot in self.slots)
+    def goes_on(self, position: int) -> bool:
+        """Whether the next step, at `position`, finds the rows as the last one left them."""
+        as_left = all(slot.rows.in_ring == self.in_ring for slot in self.slots)
+        return 0 < self.in_ring < RING and position == self.position and as_left
 
 
 class _Rotations:
@@ -83,7 +85,6 @@ class FusedStep:
 
     def __init__(self, decoder: Decoder) -> None:
         self._rotations = [_Rotations(rotary) for rotary in decoder.rotaries.values()]
-        self._no_step = mx.zeros((8,))
         self._layers: list[FusedLayer] = []
         for block in decoder.blocks:
             self._layers.append(fused_layer(block, decoder))
@@ -94,6 +95,7 @@ class FusedStep:
         # References trace slowly, and MLX 0.32 fails to compile some of their graphs.
         self._traced = mx.compile(self._step) if mode() == "on" else self._step
         self._checked = False
+        self._disabled, self._asked_at = False, -1
         # Whoever holds a cache keeps it alive; the step does not.
         self._live: WeakKeyDictionary[KVCache, _Live] = WeakKeyDictionary()
 
@@ -102,27 +104,30 @@ class FusedStep:
 
         None, and nothing done, where the cache's rows need a mask or come with scales of their own.
         """
+        position = cache.next_position
         live = self._live.get(cache)
-        if live is None or not live.goes_on:
+        if live is None or not live.goes_on(position):
             live = self._open(cache)
         if live is None:
             return None
-        position = cache.next_position
         # The first step runs kernel by kernel, since each is checked before it serves.
         step = self._traced if self._checked else self._step
-        logits, live.rings = step(tokens, self._steps(live, position), live.keys, live.values, live.rings)
+        logits, live.rings = step(tokens, live.steps.pop(0), live.keys, live.values, live.rings)
         for slot, ring in zip(live.slots, live.rings, strict=True):
             slot.close_ring(ring, position)
         live.in_ring = live.slots[0].rows.in_ring
-        cache.next_position = position + 1
+        live.position = cache.next_position = position + 1
         self._checked, self._live[cache] = True, live
         return logits
 
     @property
     def disabled(self) -> bool:
         """Whether a kernel of it is switched off: its reference would be slower than MLX's operations."""
-        attention = ATTEND_DECODE.disabled or ATTEND_SHARED.disabled
-        return bool(attention) or any(part.disabled for part in (self._head, *self._layers))
+        if self._asked_at != switched_off():
+            self._asked_at = switched_off()
+            attention = ATTEND_DECODE.disabled or ATTEND_SHARED.disabled
+            self._disabled = bool(attention) or any(part.disabled for part in (self._head, *self._layers))
+        return self._disabled
 
     def _open(self, cache: KVCache) -> _Live | None:
         slots = [cache.slots[source] for source in self._owners]
@@ -133,20 +138,21 @@ class FusedStep:
                 return None
             views.append(view)
         keys, values, rings = ([getattr(view, name) for view in views] for name in ("keys", "values", "ring"))
-        alike: dict[object, list[int]] = {}
-        for i, (slot, view, rope) in enumerate(zip(slots, views, self._rope_of, strict=True)):
-            alike.setdefault((view.state, slot.window, slot.first, rope), []).append(i)
-        groups = [(slots[members[0]], self._rope_of[members[0]], members) for members in alike.values()]
-        return _Live(slots, keys, values, rings, groups)
+        position = cache.next_position
+        return _Live(slots, keys, values, rings, self._steps(slots, views, position), position)
 
-    def _steps(self, live: _Live, position: int) -> list[mx.array]:
-        """What is each slot's own at this position."""
-        steps = [self._no_step] * len(live.slots)
-        for slot, rope, members in live.groups:
-            step = pack_step(slot.ring_state(position), self._rotations[rope].at(position))
-            for member in members:
-                steps[member] = step
-        return steps
+    def _steps(self, slots: list[Slot], views: list[RingView], position: int) -> list[list[mx.array]]:
+        """What is each slot's own at `position` and after it, until the ring is full; slots that are alike share it."""
+        ahead = range(RING - slots[0].rows.in_ring)
+        made: dict[object, list[mx.array]] = {}
+        by_slot = []
+        for slot, view, rope in zip(slots, views, self._rope_of, strict=True):
+            alike = (view.state, slot.window, slot.first, rope)
+            if alike not in made:
+                states = [slot.ring_state(position, later) for later in ahead]
+                made[alike] = pack_steps(states, [self._rotations[rope].at(position + later) for later in ahead])
+            by_slot.append(made[alike])
+        return [list(each) for each in zip(*by_slot, strict=True)]
 
     def _step(
         self,
