@@ -28,12 +28,12 @@ def export(
 ) -> ExportReport:
     """Write the package `dst`, or the folder `dst` of packages; what was written is run before it appears."""
     plan = make_plan(model, options, max_bytes)
-    packages = _package_names(dst, len(plan.parts))
+    packages = _packages(dst, len(plan.parts))
     notes = [*plan.notes, *_client_notes(model, options)]
     nbytes = file_bytes(plan) + sum(_size(content) for content in model.files().values())
     if not dry_run:
         with staged_folder(dst, nbytes) as folder:
-            _write(model, plan, options, folder, packages, progress)
+            _write(model, plan, options, folder, dst.suffix == names.SUFFIX, progress)
             nbytes = folder_bytes(folder)
     return ExportReport(
         source=model.folder,
@@ -54,7 +54,7 @@ def export(
     )
 
 
-def _package_names(dst: Path, count: int) -> list[str]:
+def _packages(dst: Path, count: int) -> list[str]:
     if dst.suffix == names.SUFFIX:
         if count > 1:
             raise InvalidOptionError(
@@ -62,12 +62,13 @@ def _package_names(dst: Path, count: int) -> list[str]:
                 "--weights that take less."
             )
         return [dst.name]
-    return [f"part-{i + 1}-of-{count}{names.SUFFIX}" for i in range(count)] if count > 1 else [f"model{names.SUFFIX}"]
+    return names.package_names(count)
 
 
 def _write(
-    model: ModelTensors, plan: Plan, options: ExportOptions, folder: Path, packages: list[str], progress: Progress
+    model: ModelTensors, plan: Plan, options: ExportOptions, folder: Path, single: bool, progress: Progress
 ) -> None:
+    """Write packages and description into `folder`, run them, and make `folder` itself the package if `single`."""
     from russet.converters.coreml.package import add_description, write_files, write_package
     from russet.converters.coreml.verify import check_package
 
@@ -80,6 +81,7 @@ def _write(
         names.WEIGHTS: plan.weights,
         **({names.SWIFT_NAME: model.repository} if model.repository else {}),
     }
+    packages = names.package_names(len(plan.parts))
     progress.start("Converting", sum(part.nbytes for part in plan.parts))
     try:
         for part, package in zip(plan.parts, packages, strict=True):
@@ -89,8 +91,8 @@ def _write(
         progress.finish()
     with writing(folder):
         write_files(folder, model.files())
-    check_package(folder, packages, model, plan)
-    if folder.name.removesuffix(".partial").rpartition(".")[0].endswith(names.SUFFIX):
+    check_package(folder, model, plan)
+    if single:
         add_description(folder / packages[0], model.files(), folder / names.DESCRIPTION)
         _lift(folder, packages[0])
 

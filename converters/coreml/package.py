@@ -33,12 +33,16 @@ def write_package(
     program = _program(model, plan, part, layout)
     weights = path.with_suffix(".weights")
     with writing(path):
+        # The weight file is written once and copied into the package.
         require_space(path.parent, 2 * part.nbytes)
         weights.mkdir()
         try:
             spec = _spec(program, plan, weights)
             spec.description.metadata.userDefined.update(metadata)
             _create_mlpackage(spec, str(weights), str(path))
+            for file in (path / "Data").rglob("*.mlmodel"):
+                # It comes from a temporary file that nobody else may read.
+                shutil.copymode(path / "Manifest.json", file)
         except RuntimeError as error:
             # The library that writes weights tells of a full disk in its own words.
             raise OSError(*_cause(path, part, error)) from error

@@ -15,7 +15,7 @@ MAX_PARAMETERS = 500_000_000
 """Models above it are not run, for the interpreter holds weights in float32 and takes seconds a token."""
 
 
-def check_package(folder: Path, packages: list[str], model: ModelTensors, plan: Plan) -> None:
+def check_package(folder: Path, model: ModelTensors, plan: Plan) -> None:
     """Two tokens in one call and one by one: WeightsError unless all logits are finite and both ways agree.
 
     Numbers are rounded as on a device, so that overflow is found.

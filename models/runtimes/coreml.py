@@ -60,8 +60,6 @@ class CoreMLDecoder(PackageDecoder):
     """The parts of a model, one after the other: rows go from each to the next, logits come out of the last."""
 
     def __init__(self, path: Path, parts: list[Any], runtime: str) -> None:
-        if not parts:
-            raise CheckpointError(f"{path} holds no package.")
         self.path = path
         self.parts: list[Runner] = parts
         self.runtime = runtime

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from russet.engine.errors import ModelNotFoundError
+from russet.engine.errors import CheckpointError, ModelNotFoundError
 from russet.models.mil.package_file import item_path
 
 SUFFIX = ".mlpackage"
@@ -24,9 +25,24 @@ KEYS, VALUES = "keyCache", "valueCache"
 LOGITS, ROWS_OUT = "logits", "hiddenOut"
 
 
+def package_names(count: int) -> list[str]:
+    """What the packages of a model are called in a folder of their own."""
+    return [f"part-{i + 1}-of-{count}{SUFFIX}" for i in range(count)] if count > 1 else [f"model{SUFFIX}"]
+
+
 def packages_of(path: Path) -> list[Path]:
-    """The packages of a model in order: `path` itself, or those in the folder `path`."""
-    return [path] if path.suffix == SUFFIX else sorted(path.glob(f"*{SUFFIX}"))
+    """The packages of a model in order: `path` itself, or those in the folder `path`; CheckpointError if one lacks."""
+    if path.suffix == SUFFIX:
+        return [path]
+    found = {package.name for package in path.glob(f"*{SUFFIX}")}
+    counts = [int(match[1]) for name in found if (match := re.fullmatch(rf"part-\d+-of-(\d+){SUFFIX}", name))]
+    wanted = package_names(counts[0] if counts else 1)
+    if found != set(wanted):
+        present, others = len(found & set(wanted)), len(found - set(wanted))
+        raise CheckpointError(
+            f"{path} holds {present} of {len(wanted)} packages of a model and {others} others; copy the folder again."
+        )
+    return [path / name for name in wanted]
 
 
 def description_of(path: Path) -> Path:
