@@ -130,10 +130,14 @@ class ModelTensors:
             return self._held[role]
         import mlx.core as mx
 
+        from russet.models.linear import Affine
+
         if len(self.shapes[role]) == 1:
             value = _array(self._weights.dense(role, mx.float32))
         else:
             weight = self._weights.weight(role, mx.float32, expand=False)
+            if isinstance(weight, Affine) and weight.adapter is not None:
+                weight = weight.expand(mx.float32)
             value = _array(weight) if isinstance(weight, mx.array) else weight
         self._weights.taken()
         # What has the levels of balanced weights is looked at before it is stored.

@@ -188,6 +188,8 @@ def _sheet(linear: Linear, *norms: object, dtype: mx.Dtype) -> tuple[Form, mx.ar
 def _form(weight: Weight, dtype: mx.Dtype, bias: bool = False, gains: int = 0) -> Form:
     if isinstance(weight, mx.array):
         return Form(weight.shape[1], Format(8 * dtype.size, 0, False), dtype, bias, gains)
+    if weight.adapter is not None:
+        raise UnsupportedModelError("weights with adapters")
     if weight.bits not in BITS or weight.group_size not in GROUPS:
         raise UnsupportedModelError(f"{weight.bits}-bit weights in groups of {weight.group_size}")
     k = weight.weight.shape[1] * 32 // weight.bits

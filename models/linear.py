@@ -19,22 +19,29 @@ from russet.models.expansion import FEWEST_ROWS, pays
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """One tensor in MLX's affine layout: w = scale * q + bias over groups of `group_size` along the input."""
+    """One tensor in MLX's affine layout: w = scale * q + bias over groups of `group_size` along the input.
+
+    `adapter` is a correction of low rank, A [rank, in] and B [out, rank] with w + B A (arXiv 2106.09685).
+    """
 
     weight: mx.array
     scales: mx.array
     biases: mx.array
     group_size: int
     bits: int
+    adapter: tuple[mx.array, mx.array] | None = None
 
     def expand(self, dtype: mx.Dtype) -> mx.array:
         """The dense [out, in] matrix."""
         dense = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
+        if self.adapter is not None:
+            dense = dense + self.adapter[1] @ self.adapter[0]
         return dense.astype(dtype)
 
     def multiply(self, x: mx.array) -> mx.array:
         """x times its transpose, without expanding it."""
-        return mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, self.group_size, self.bits)
+        y = mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, self.group_size, self.bits)
+        return y if self.adapter is None else y + (x @ self.adapter[0].T) @ self.adapter[1].T
 
     def rows(self, index: mx.array) -> Affine:
         return Affine(self.weight[index], self.scales[index], self.biases[index], self.group_size, self.bits)
@@ -44,7 +51,7 @@ class Affine:
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.weight, self.scales, self.biases]
+        return [self.weight, self.scales, self.biases, *(self.adapter or ())]
 
 
 Weight = mx.array | Affine
@@ -159,7 +166,7 @@ class Branches:
 
 
 def branches(weights: Sequence[Weight], biases: Sequence[mx.array | None], join: bool) -> Branches:
-    """Linear maps of one input; `join` stacks their rows where their layouts agree."""
+    """Linear maps of one input; `join` stacks their rows where their layouts agree and none has an adapter."""
     if not (join and _alike(weights)):
         return Branches([linear(w, b) for w, b in zip(weights, biases, strict=True)])
     bias = None if biases[0] is None else mx.concatenate([b for b in biases if b is not None])
@@ -169,7 +176,7 @@ def branches(weights: Sequence[Weight], biases: Sequence[mx.array | None], join:
 
 def _alike(weights: Sequence[Weight]) -> bool:
     kinds = {(w.group_size, w.bits) if isinstance(w, Affine) else None for w in weights}
-    return len(kinds) == 1
+    return len(kinds) == 1 and not any(isinstance(w, Affine) and w.adapter for w in weights)
 
 
 def _stack(weights: Sequence[Weight]) -> Weight:

@@ -154,6 +154,10 @@ def down_projection(weight: Weight, bias: mx.array | None, stored_by_neuron: boo
         raise UnsupportedModelError(
             "config.json has ffn_down neuron_major and a bias; Russet runs one without the other."
         )
+    if stored_by_neuron and isinstance(weight, Affine) and weight.adapter is not None:
+        raise UnsupportedModelError(
+            "config.json has ffn_down neuron_major, and the weights an adapter; there is no such."
+        )
     if stored_by_neuron:
         return NeuronMajor(weight)
     if sparse and bias is None and isinstance(weight, mx.array):

@@ -126,9 +126,17 @@ class Weights:
                 f"{name} in {self.folder} is not a {bits}-bit tensor of shape {shape} in groups of {group_size}, "
                 "as its config.json says."
             )
-        return Affine(
-            self._take(weight), self._take(scales.astype(dtype)), self._take(biases.astype(dtype)), group_size, bits
-        )
+        arrays = [self._take(array) for array in (weight, scales.astype(dtype), biases.astype(dtype))]
+        return Affine(*arrays, group_size, bits, self._adapter(name, shape, dtype))
+
+    def _adapter(self, name: str, shape: Shape, dtype: mx.Dtype) -> tuple[mx.array, mx.array] | None:
+        """The low-rank correction `<name>.lora_a` [rank, in] and `<name>.lora_b` [out, rank], where there is one."""
+        if f"{name}.lora_a" not in self._tensors:
+            return None
+        rank = self._tensors[f"{name}.lora_a"].shape[0]
+        a = self._tensor(f"{name}.lora_a", (rank, shape[1]))
+        b = self._tensor(f"{name}.lora_b", (shape[0], rank))
+        return self._take(a.astype(dtype)), self._take(b.astype(dtype))
 
     def _layout(self, name: str) -> tuple[int, int, bool]:
         """Group size, bits, and whether offsets are left out because the levels are balanced."""

@@ -22,13 +22,14 @@ from russet.engine.errors import InvalidOptionError
 class QatOptions(Options):
     """`group` weights share a scale, 0 stands for a row; `clip` is "tensor" or "scale", what a clipping factor is
     learned for; `clip_rate` multiplies the learning rate of these factors; `embedding_bits` is 4, 8 or 16. Over the
-    first `ramp` of the run, weights go from unrounded to rounded."""
+    first `ramp` of the run, weights go from unrounded to rounded. `adapter` is the rank of a correction in 16 bits."""
 
     group: int = 64
     clip: str = "tensor"
     clip_rate: float = 1.0
     embedding_bits: int = 4
     ramp: float = 0.0
+    adapter: int = 0
 
 
 class QAT2(Recipe):
@@ -45,7 +46,8 @@ class QAT2(Recipe):
         self.clip_rate, self.ramp = self.options.clip_rate, self.options.ramp
         if not 0 <= self.ramp < 1:
             raise InvalidOptionError(f"ramp is {self.ramp}; it is a share of the run, at least 0 and below 1.")
-        self.rounding = TwoBit(self.config, self.options.group, self.options.clip, self.options.embedding_bits)
+        chosen = self.options
+        self.rounding = TwoBit(self.config, chosen.group, chosen.clip, chosen.embedding_bits, chosen.adapter)
 
     def start(self) -> Params:
         """The source's weights, and the clipping factors of those that are rounded to 2 bits."""

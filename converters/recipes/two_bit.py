@@ -22,9 +22,13 @@ from russet.models.weights import BALANCED
 CLIP = ".clip"
 """Ends the name of a tensor's clipping factors: their logarithms, [1, 1] or the shape of its scales."""
 
+ADAPTER_A, ADAPTER_B = ".adapter_a", ".adapter_b"
+"""End the names of a tensor's correction of low rank, A [rank, in] and B [out, rank]."""
+
 CLIPS = ("tensor", "scale")
 TABLE_BITS = (4, 8, 16)
 
+_ADDED = (CLIP, ADAPTER_A, ADAPTER_B)
 _TABLE_GROUP = 64
 _TABLES = ("embed", "head")
 _PROJECTIONS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
@@ -34,20 +38,27 @@ _PROJECTIONS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
 class TwoBit:
     """How a decoder is rounded: `group` weights share a scale (0: a row), and `clip` is what has a factor of its own.
 
-    Where a ReLU lets neurons be skipped, down projections are rounded and stored a neuron a row. Raises
-    InvalidOptionError for options that do not exist or do not fit the configuration.
+    With an `adapter`, every rounded tensor gets a correction of that rank in 16 bits. Where a ReLU lets neurons be
+    skipped, down projections are rounded and stored a neuron a row. Raises InvalidOptionError for options that do not
+    exist or do not fit the configuration.
     """
 
     config: DecoderConfig
     group: int = 64
     clip: str = "tensor"
     table_bits: int = 4
+    adapter: int = 0
     nearest: Params = field(default_factory=dict, init=False)
     """The scales at the start, by role."""
 
     def __post_init__(self) -> None:
         if self.clip not in CLIPS:
             raise InvalidOptionError(f"clip is {self.clip!r}; it must be {' or '.join(CLIPS)}.")
+        if self.adapter < 0 or (self.adapter and self.neuron_major):
+            raise InvalidOptionError(
+                f"The adapter's rank is {self.adapter}; it must be 0 or more, and 0 for a ReLU model, whose kernels "
+                "skip neurons and know no adapters."
+            )
         if self.table_bits not in TABLE_BITS:
             raise InvalidOptionError(f"embedding_bits is {self.table_bits}; it must be 4, 8 or 16.")
         if self.table_bits < 16 and self.config.hidden_dim % _TABLE_GROUP:
@@ -74,12 +85,17 @@ class TwoBit:
     def start(self, weights: Params) -> Params:
         """Clipping factors of 1 for the weights, whose scales with the least error are kept."""
         factors: Params = {}
-        for role in self.roles(weights):
+        for i, role in enumerate(self.roles(weights)):
             rows = self.stored(role, weights[role])
             check_group(self.group, rows.shape[1])
             self.nearest[role] = nearest_scales(rows, self.group)
             mx.eval(self.nearest[role])
             factors[role + CLIP] = mx.zeros((1, 1) if self.clip == "tensor" else self.nearest[role].shape)
+            if self.adapter:
+                out, into = weights[role].shape
+                noise = mx.random.normal((self.adapter, into), key=mx.random.key(i))
+                factors[role + ADAPTER_A] = noise * into**-0.5
+                factors[role + ADAPTER_B] = mx.zeros((out, self.adapter))
         return factors
 
     def weights(self, params: Params, share: mx.array | None = None) -> Params:
@@ -97,9 +113,11 @@ class TwoBit:
         for name, array in params.items():
             if self.rounds(name):
                 rounded[name] = self.stored(name, quantize(self.stored(name, array), self.scales(params, name)))
+                if self.adapter:
+                    rounded[name] = rounded[name] + params[name + ADAPTER_B] @ params[name + ADAPTER_A]
             elif name in _TABLES:
                 rounded[name] = affine(array, self.table_bits)
-            elif not name.endswith(CLIP):
+            elif not name.endswith(_ADDED):
                 rounded[name] = array
         return rounded
 
@@ -108,7 +126,7 @@ class TwoBit:
         dense = {
             name: array
             for name, array in params.items()
-            if not (name.endswith(CLIP) or self.rounds(name) or name in _TABLES)
+            if not (name.endswith(_ADDED) or self.rounds(name) or name in _TABLES)
         }
         tensors = stock_tensors(names, dense, mx.float16)
         for role in self.roles(params):
@@ -116,6 +134,9 @@ class TwoBit:
             kept = stored_scales(scales)
             tensors[f"{names[role]}.weight"] = pack(codes(self.stored(role, params[role]), scales))
             tensors[f"{names[role]}.scales"] = kept if self.group else kept[:, 0]
+            if self.adapter:
+                tensors[f"{names[role]}.lora_a"] = params[role + ADAPTER_A].astype(mx.float16)
+                tensors[f"{names[role]}.lora_b"] = params[role + ADAPTER_B].astype(mx.float16)
         quantization: dict[str, Any] = {"group_size": self.group, "bits": 2, "mode": BALANCED}
         for role in (role for role in _TABLES if role in params):
             table = params[role].astype(mx.float16)
@@ -130,9 +151,11 @@ class TwoBit:
         return tensors, keys | ({DOWN_KEY: NEURON_MAJOR} if self.neuron_major else {})
 
     def bits_per_weight(self, params: Params) -> float:
-        """Bits that a weight of the layers takes, scales included."""
-        rows = {role: self.stored(role, params[role]).size for role in self.roles(params)}
-        return 2 + 16 * sum(self.nearest[role].size for role in rows) / sum(rows.values())
+        """Bits that a weight of the layers takes, scales and adapters included."""
+        roles = self.roles(params)
+        half = sum(self.nearest[role].size for role in roles)
+        half += sum(array.size for name, array in params.items() if name.endswith((ADAPTER_A, ADAPTER_B)))
+        return 2 + 16 * half / sum(params[role].size for role in roles)
 
     def changed(self, params: Params, source: Params) -> float:
         """The share of codes that are others than the source's at the start."""

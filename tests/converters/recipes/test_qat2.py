@@ -23,7 +23,7 @@ from russet.engine.errors import InvalidOptionError, UnsupportedModelError, Weig
 from russet.kernels.packed import Format
 from russet.models.families import family_of
 from russet.models.fused_layer import _form
-from russet.models.linear import Affine
+from russet.models.linear import Affine, Quantized, branches
 from russet.models.loading import load_decoder
 from russet.models.weights import Weights
 
@@ -45,7 +45,9 @@ def relu(source: Source) -> Source:
 def moved(params: Params) -> Params:
     """Parameters that training has been at: other weights, other clipping."""
     mx.random.seed(1)
-    return {name: array + 0.05 * mx.random.normal(array.shape) for name, array in params.items()}
+    found = {name: array + 0.05 * mx.random.normal(array.shape) for name, array in params.items()}
+    # Adapters are stored in 16 bits.
+    return {n: a.astype(mx.float16).astype(mx.float32) if "adapter" in n else a for n, a in found.items()}
 
 
 @pytest.mark.parametrize("clip", ["tensor", "scale"])
@@ -74,7 +76,13 @@ def test_nothing_decays_and_clipping_has_a_rate_of_its_own(source: Source) -> No
 
 @pytest.mark.parametrize(
     ("options", "act"),
-    [({"group": 32}, "silu"), ({"group": 0, "clip": "scale"}, "silu"), ({"embedding_bits": 16}, "silu"), ({}, "relu")],
+    [
+        ({"group": 32}, "silu"),
+        ({"group": 0, "clip": "scale"}, "silu"),
+        ({"embedding_bits": 16}, "silu"),
+        ({"adapter": 4}, "silu"),
+        ({}, "relu"),
+    ],
 )
 def test_a_loaded_folder_computes_what_the_step_computed(
     source: Source, batches: list[Batch], tmp_path: Path, written: Writer, options: dict, act: str
@@ -128,6 +136,26 @@ def test_a_folder_has_no_offsets_and_its_size_is_what_the_report_says(source: So
     assert recipe.report(moved(params), batches, lambda: None)["codes_changed"] > 0.01
 
 
+def test_packed_weights_with_an_adapter_multiply_as_expanded_ones_do(
+    source: Source, tmp_path: Path, written: Writer
+) -> None:
+    recipe, params = opened(source, adapter=4)
+    exported, config = recipe.export(moved(params)), recipe.config
+    weights = Weights(written(exported, tmp_path / "m"), exported.config, source.family.names(config), config)
+    packed, other = (weights.weight(f"layers.0.{part}", mx.float32, expand=False) for part in ("q", "k"))
+    assert isinstance(packed, Affine) and isinstance(other, Affine) and packed.adapter is not None
+    x = mx.random.normal((3, 64))
+    expected = x @ packed.expand(mx.float32).T
+    assert mx.allclose(Quantized(packed)(x), expected, atol=1e-4)
+    joined = branches([packed, other], [None, None], join=True)
+    assert len(joined.maps) == 2 and mx.allclose(joined(x)[0], expected, atol=1e-4)
+    with pytest.raises(UnsupportedModelError, match="adapters"):
+        _form(packed, mx.float16)
+    without = mx.dequantize(packed.weight, packed.scales, packed.biases, 32, 2)
+    assert not mx.allclose(packed.expand(mx.float32), without, atol=1e-2)
+    assert recipe.rounding.bits_per_weight(params) > 2.5
+
+
 def test_a_table_s_gradient_is_its_own() -> None:
     table, onto = mx.random.normal((8, 64)), mx.random.normal((8, 64))
     assert 0 < mx.abs(affine(table, 4) - table).max().item() < 0.5
@@ -157,6 +185,7 @@ def test_rounding_comes_in_over_the_ramp_and_is_whole_behind_it(source: Source) 
         ({"embedding_bits": 3}, "embedding_bits is 3; it must be 4, 8 or 16"),
         ({"group": 64}, "Rows of 96 weights do not divide into groups of 64"),
         ({"group": 7}, "The group size is 7"),
+        ({"adapter": -1}, "The adapter's rank is -1"),
         ({"ramp": 1.0}, "ramp is 1.0; it is a share of the run"),
     ],
 )
