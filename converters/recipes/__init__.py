@@ -11,6 +11,7 @@ RECIPES = {
     "control": ("control", "Control"),
     "relufy": ("relufy", "Relufy"),
     "share_kv": ("share_kv", "ShareKV"),
+    "combined": ("combined", "Combined"),
     "qat2": ("qat2", "QAT2"),
     "prune": ("prune", "Prune"),
     "kv_predictor": ("kv_predictor", "KVPredictor"),

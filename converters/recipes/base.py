@@ -3,9 +3,10 @@
 A recipe is a subclass of `Recipe` in a file of its own, registered in `RECIPES`. The trainer calls, in this order,
 
     configure(raw)            config.json of the source -> config.json of the result, which says the new architecture
-    start(source)             the trained arrays, float32, by name
+    calibrate(batches)        a look at some text, for starts that are solved for
+    start()                   the trained arrays, float32, by name
     loss(params, ...)         inside a compiled and differentiated step, with the arrays that `start` named
-    export(params)            what is written
+    export(params)            what is written, as a model folder; `write` is for anything else
     report(params, ...)       what the recipe measures of its result
 
 and every method but the first has a default that serves a recipe which only changes the architecture. A parameter is
@@ -16,14 +17,18 @@ its own. All randomness comes from keys that the recipe makes from numbers, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from russet.converters.recipes.forward import Rows, decoder_of, hidden_rows
+from russet.converters.recipes.export import Exported, write_model
+from russet.converters.recipes.forward import FullSequence, Rows, decoder_of, hidden_rows
 from russet.converters.recipes.losses import head_loss, hidden_loss
+from russet.converters.recipes.measure import means
 from russet.converters.recipes.source import Params, Source
+from russet.engine.errors import InvalidOptionError
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder, Probe
 from russet.models.families import read_decoder
@@ -66,15 +71,6 @@ class Treatment:
     decays: bool = True
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A model folder's content: config.json and tensors by stock name, as they are stored; `files` are extra ones."""
-
-    config: dict[str, Any]
-    tensors: dict[str, mx.array]
-    files: dict[str, bytes] = field(default_factory=dict)
-
-
 Loss = tuple[mx.array, dict[str, mx.array]]
 """The scalar that is minimised, and scalars for the curve."""
 
@@ -92,24 +88,44 @@ class Recipe:
     """One line for `russet recipe --help`."""
     options_type: ClassVar[type[Options]] = Options
     objective: ClassVar[Objective] = Objective()
+    calibration_tokens: ClassVar[int] = 0
+    makes_model: ClassVar[bool] = True
+    """Whether what is written is a model folder."""
 
     def __init__(self, options: Options | None = None, objective: Objective | None = None) -> None:
         self.options = options or self.options_type()
         self.weights_of_loss = objective or self.objective
         self.source: Source
+        self.teacher: Source
         self.raw: dict[str, Any] = {}
         self.config: DecoderConfig
         self.dtype = mx.float32
 
-    def open(self, source: Source, dtype: mx.Dtype) -> None:
-        """Take the source, and the number format that the step computes in. Raises UnsupportedModelError."""
-        self.source, self.dtype = source, dtype
+    def open(self, source: Source, dtype: mx.Dtype, teacher: Source | None = None) -> None:
+        """Take the source, the number format that the step computes in, and the teacher where it is another model.
+
+        Raises UnsupportedModelError, and InvalidOptionError for a teacher with another vocabulary.
+        """
+        self.source, self.dtype, self.teacher = source, dtype, teacher or source
+        if self.teacher.config.vocab_size != source.config.vocab_size:
+            raise InvalidOptionError(
+                f"The teacher has {self.teacher.config.vocab_size} tokens and the source {source.config.vocab_size}; a "
+                "teacher with the source's tokenizer is expected."
+            )
         self.raw = self.configure(dict(source.raw))
         self.config = read_decoder(self.raw)
 
     def configure(self, raw: dict[str, Any]) -> dict[str, Any]:
         """The result's config.json. Raises InvalidOptionError or UnsupportedModelError."""
         return raw
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads what the teacher computes."""
+        return self.weights_of_loss.needs_teacher
+
+    def calibrate(self, batches: Sequence[Batch]) -> None:
+        """Look at some text before `start`, `calibration_tokens` of it."""
 
     def start(self) -> Params:
         """The trained arrays, float32: here all tensors of the source that the result has."""
@@ -134,27 +150,46 @@ class Recipe:
     def loss(self, params: Params, batch: Batch, teacher: Teacher | None, at: mx.array) -> Loss:
         """What is minimised: the objective's weighted sum, plus `penalty`."""
         decoder, probe, wanted = self.decoder(params, at), self.probe(), self.weights_of_loss
-        rows = hidden_rows(decoder, batch.tokens, keep=bool(wanted.hidden), probe=probe)
+        rows = hidden_rows(
+            decoder, batch.tokens, keep=bool(wanted.hidden), probe=probe, cache=self.sequence(decoder, at)
+        )
         total, terms = head_loss(rows, decoder, batch.labels, teacher, wanted.kl, wanted.ce)
         if wanted.hidden and teacher is not None:
             terms["hidden"] = hidden_loss(rows.layers, teacher.rows.layers)
             total = total + wanted.hidden * terms["hidden"]
-        extra = self.penalty(probe, at)
-        return total + sum(extra.values(), mx.array(0.0)), terms | extra
+        penalty, more = self.penalty(probe, at)
+        return total + penalty, terms | more
+
+    def sequence(self, decoder: Decoder, at: mx.array) -> FullSequence:
+        """What the layers keep their keys and values in during a forward pass."""
+        return FullSequence(decoder.config)
 
     def probe(self) -> Probe | None:
         """What watches the layers of a forward pass, for `penalty`."""
         return None
 
-    def penalty(self, probe: Probe | None, at: mx.array) -> dict[str, mx.array]:
-        """Further terms of the loss by name, weighted."""
-        return {}
+    def penalty(self, probe: Probe | None, at: mx.array) -> Loss:
+        """What is added to the objective, from what the probe saw."""
+        return mx.array(0.0), {}
 
     def export(self, params: Params) -> Exported:
         """What is written: here every tensor in the source's number format."""
         names = self.source.family.names(self.config)
         final = self.weights(params, mx.array(1.0))
         return Exported(self.raw, stock_tensors(names, final, self.source.dtype))
+
+    def write(self, folder: Path, params: Params) -> None:
+        """Fill the empty folder `folder`. Raises WeightsError and StorageError."""
+        write_model(folder, self.export(params), self.source.folder)
+
+    def baseline(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The source's own cross-entropy and perplexity on held-out text."""
+        decoder = decoder_of(self.source.config, self.source.weights, self.dtype)
+
+        def terms(batch: Batch) -> dict[str, mx.array]:
+            return head_loss(hidden_rows(decoder, batch.tokens), decoder, batch.labels, None)[1]
+
+        return means(terms, batches)
 
     def report(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
         """What the recipe measures of its result on held-out text, as JSON."""

@@ -79,9 +79,16 @@ class Corpus:
             picked[inside] = order[places[inside] % count]
         return self.train.take(picked)
 
+    def first(self, size: int, tokens: int) -> Iterator[Batch]:
+        """About `tokens` tokens of the training text, evenly spread over it."""
+        count = min(len(self.train), math.ceil(tokens / self.train.length))
+        picked = np.linspace(0, len(self.train) - 1, count).astype(np.int64)
+        for start in range(0, count, size):
+            yield self.train.take(picked[start : start + size])
+
     def held_out_batches(self, size: int, tokens: int) -> Iterator[Batch]:
         """The first windows of `val.bin`, about `tokens` tokens of them."""
-        count = min(len(self.held_out), max(1, math.ceil(tokens / self.held_out.length)))
+        count = min(len(self.held_out), math.ceil(tokens / self.held_out.length))
         for start in range(0, count, size):
             yield self.held_out.take(np.arange(start, min(start + size, count)))
 

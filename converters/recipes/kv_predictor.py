@@ -66,9 +66,10 @@ class KVPredictor(Recipe):
     options_type: ClassVar[type[Options]] = PredictorOptions
     objective: ClassVar[Objective] = Objective(kl=1.0)
     calibration_tokens: ClassVar[int] = 1 << 15
+    makes_model: ClassVar[bool] = False
 
-    def open(self, source: Source, dtype: mx.Dtype) -> None:
-        super().open(source, dtype)
+    def open(self, source: Source, dtype: mx.Dtype, teacher: Source | None = None) -> None:
+        super().open(source, dtype, teacher)
         options = self._options
         if any(layer.kv_source is not None for layer in source.config.layers):
             raise UnsupportedModelError(

@@ -50,13 +50,15 @@ class AdamW:
         treatment: Callable[[str], Treatment],
     ) -> tuple[Params, tuple[Params, Params], mx.array]:
         """Parameters, moments and the gradients' norm after a step; `step` counts from 1."""
-        norm = mx.sqrt(sum((mx.square(g.astype(mx.float32)).sum() for g in gradients.values()), mx.array(0.0)))
+        # In one order whatever the order of `params`, which a checkpoint changes: the last bit of a sum depends on it.
+        gradients = {name: gradients[name].astype(mx.float32) for name in sorted(gradients)}
+        norm = mx.sqrt(sum((mx.square(gradient).sum() for gradient in gradients.values()), mx.array(0.0)))
         shrink = mx.minimum(1.0, self.clip / (norm + 1e-6))
         unbias_first = 1 / (1 - mx.power(self.first, step))
         unbias_second = 1 / (1 - mx.power(self.second, step))
         new, means, squares = {}, {}, {}
         for name, param in params.items():
-            gradient = gradients[name].astype(mx.float32) * shrink
+            gradient = gradients[name] * shrink
             means[name] = self.first * moments[0][name] + (1 - self.first) * gradient
             squares[name] = self.second * moments[1][name] + (1 - self.second) * mx.square(gradient)
             change = means[name] * unbias_first / (mx.sqrt(squares[name] * unbias_second) + EPSILON)

@@ -40,8 +40,8 @@ class QAT2(Recipe):
     options_type: ClassVar[type[Options]] = QatOptions
     objective: ClassVar[Objective] = Objective(kl=1.0)
 
-    def open(self, source: Source, dtype: mx.Dtype) -> None:
-        super().open(source, dtype)
+    def open(self, source: Source, dtype: mx.Dtype, teacher: Source | None = None) -> None:
+        super().open(source, dtype, teacher)
         assert isinstance(self.options, QatOptions)
         self.clip_rate, self.ramp = self.options.clip_rate, self.options.ramp
         if not 0 <= self.ramp < 1:

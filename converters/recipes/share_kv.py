@@ -1,24 +1,38 @@
 """The last 3/8 of the layers read an earlier layer's keys and values (Apple's on-device model of 2025, split 5:3).
 
-Their key and value projections go; prefill needs none of their work, and the cache none of their rows.
+Their key and value projections go; prefill needs none of their work, and the cache none of their rows. Over the first
+steps each of them reads a mixture of its own rows and the shared ones that ends with the shared ones alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from russet.converters.recipes.base import Objective, Options, Recipe
+import mlx.core as mx
+
+from russet.converters.recipes.base import Batch, Exported, Objective, Options, Recipe
+from russet.converters.recipes.forward import FullSequence, SequenceRows, decoder_of
+from russet.converters.recipes.source import Params
+from russet.engine.cache import KVCache
 from russet.engine.errors import InvalidOptionError
+from russet.models.config import DecoderConfig
+from russet.models.decoder import Decoder
 from russet.models.families import read_decoder
+from russet.models.rope import Positions
 from russet.models.variant import set_kv_sources
 
 
 @dataclass(frozen=True, slots=True)
 class ShareOptions(Options):
-    """`share` is the part of the layers that lose their keys and values, counted from the end."""
+    """`share` is the part of the layers that lose their keys and values, counted from the end.
+
+    `blend` is the part of the training in which their own rows fade out.
+    """
 
     share: float = 3 / 8
+    blend: float = 0.2
 
 
 class ShareKV(Recipe):
@@ -30,8 +44,81 @@ class ShareKV(Recipe):
     objective: ClassVar[Objective] = Objective(kl=1.0, hidden=0.5)
 
     def configure(self, raw: dict[str, Any]) -> dict[str, Any]:
-        assert isinstance(self.options, ShareOptions)
-        return share_last(raw, self.options.share)
+        return share_last(raw, share_options(self.options).share)
+
+    def start(self) -> Params:
+        return self.source.weights if share_options(self.options).blend else super().start()
+
+    def decoder(self, params: Params, at: mx.array) -> Decoder:
+        config = self.source.config if share_options(self.options).blend else self.config
+        return decoder_of(config, self.weights(params, at), self.dtype)
+
+    def sequence(self, decoder: Decoder, at: mx.array) -> FullSequence:
+        return blended(self.config, at, share_options(self.options).blend)
+
+    def export(self, params: Params) -> Exported:
+        return super().export(owned(params, self.source.family.names(self.config)))
+
+    def report(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
+        return kv_report(self.source.config, self.config)
+
+
+def owned(params: Params, roles: Mapping[str, str]) -> Params:
+    """The arrays that the result has: without the keys' and values' projections that faded out."""
+    return {name: array for name, array in params.items() if name.removesuffix(".bias") in roles}
+
+
+def share_options(options: Options) -> ShareOptions:
+    """The options, by their own type."""
+    assert isinstance(options, ShareOptions)
+    return options
+
+
+class Blended(FullSequence):
+    """Rows of layers that are to read a source layer's: `done` of the source's and the rest of their own."""
+
+    def __init__(self, config: DecoderConfig, done: mx.array) -> None:
+        super().__init__(config)
+        self._readers = {
+            i: BlendedRows(self.slots[layer.kv_source], done)
+            for i, layer in enumerate(config.layers)
+            if layer.kv_source is not None
+        }
+
+    def slot(self, layer: int) -> SequenceRows:
+        return self._readers.get(layer) or super().slot(layer)
+
+
+class BlendedRows(SequenceRows):
+    """One reader's rows."""
+
+    def __init__(self, source: SequenceRows, done: mx.array) -> None:
+        super().__init__(source.window)
+        self._source, self._done = source, done
+
+    def append(self, keys: mx.array, values: mx.array, positions: Positions) -> None:
+        assert self._source.rows is not None
+        done = self._done.astype(keys.dtype)
+        theirs = zip((keys, values), self._source.rows, strict=True)
+        mixed = [own * (1 - done) + shared * done for own, shared in theirs]
+        super().append(mixed[0], mixed[1], positions)
+
+
+def blended(config: DecoderConfig, at: mx.array, blend: float) -> FullSequence:
+    """The rows at a point of the training; without a blend the shared ones from the start."""
+    return Blended(config, mx.minimum(1.0, at / blend)) if blend else FullSequence(config)
+
+
+def kv_report(before: DecoderConfig, after: DecoderConfig) -> dict[str, Any]:
+    """Bytes of keys and values a token at 16 bits, and the share of layers that an exact prefill of many rows runs."""
+
+    def nbytes(config: DecoderConfig) -> int:
+        return KVCache(config, mx.bfloat16).bytes_per_position
+
+    return {
+        "kv_bytes_per_token": {"before": nbytes(before), "after": nbytes(after)},
+        "prefill_layers": {"before": before.last_writer + 1, "after": after.last_writer + 1},
+    }
 
 
 def share_last(raw: dict[str, Any], share: float) -> dict[str, Any]:

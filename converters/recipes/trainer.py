@@ -69,8 +69,8 @@ Step = Callable[..., tuple[Params, tuple[Params, Params], Params, dict[str, mx.a
 
 
 def teacher_of(recipe: Recipe) -> Callable[[mx.array], Teacher]:
-    """The source model as a function of tokens, in the step's number format."""
-    source, dtype = recipe.source, recipe.dtype
+    """The teacher as a function of tokens, in the step's number format."""
+    source, dtype = recipe.teacher, recipe.dtype
     arrays = {name: array.astype(dtype) for name, array in source.weights.items()}
     mx.eval(arrays)
     keep = bool(recipe.weights_of_loss.hidden)
@@ -84,7 +84,7 @@ def teacher_of(recipe: Recipe) -> Callable[[mx.array], Teacher]:
 
 def make_step(recipe: Recipe, settings: Settings) -> Step:
     """One step, compiled on a GPU: (params, moments, average, tokens, labels, rate, at, count) -> new ones."""
-    teach = teacher_of(recipe) if recipe.weights_of_loss.needs_teacher else None
+    teach = teacher_of(recipe) if recipe.needs_teacher else None
     adam = AdamW(decay=settings.decay, clip=settings.clip)
 
     def step(
@@ -118,25 +118,30 @@ class Trainer:
         self.recipe, self.corpus, self.settings, self.state = recipe, corpus, settings, state
         self._step = make_step(recipe, settings)
 
-    def run(self, each: Callable[[int, dict[str, float]], None], until: int | None = None) -> None:
-        """Go on to step `until`, or to the end. Raises TrainingError where the loss is not a number any more."""
-        state, settings = self.state, self.settings
-        waiting: tuple[int, dict[str, mx.array]] | None = None
-        while state.step < (settings.steps if until is None else until):
-            terms = self._advance(state)
-            mx.async_eval(state.params, state.moments, state.average, terms)
-            # A step's numbers are read while the next one runs.
-            if waiting:
-                self._tell(each, *waiting)
-            waiting = state.step, terms
-        if waiting:
-            self._tell(each, *waiting)
+    def run(self, each: Callable[[int, dict[str, float]], None], stop: Callable[[], bool] = lambda: False) -> None:
+        """Go on until `stop` says so, or to the end. Raises TrainingError where the loss is not a number any more."""
+        waiting: list[tuple[int, dict[str, mx.array]]] = []
+        try:
+            while self.state.step < self.settings.steps:
+                state, terms = self._advance(self.state)
+                mx.async_eval(state.params, state.moments, state.average, terms)
+                self.state = state
+                waiting.append((state.step, terms))
+                # A step's numbers are read while the next one runs.
+                if len(waiting) > 1:
+                    self._tell(each, *waiting.pop(0))
+                if stop():
+                    break
+        except KeyboardInterrupt:
+            self._tell_all(each, waiting)
+            raise
+        self._tell_all(each, waiting)
 
-    def _advance(self, state: State) -> dict[str, mx.array]:
+    def _advance(self, state: State) -> tuple[State, dict[str, mx.array]]:
         settings = self.settings
         batch = self.corpus.batch(state.step, settings.batch, settings.seed)
         rate, at = settings.schedule.at(state.step), state.step / settings.steps
-        state.params, state.moments, state.average, terms = self._step(
+        params, moments, average, terms = self._step(
             state.params,
             state.moments,
             state.average,
@@ -146,8 +151,13 @@ class Trainer:
             mx.array(at),
             mx.array(float(state.step + 1)),
         )
-        state.step += 1
-        return {**terms, "rate": mx.array(rate)}
+        return State(params, moments, average, state.step + 1), {**terms, "rate": mx.array(rate)}
+
+    def _tell_all(
+        self, each: Callable[[int, dict[str, float]], None], waiting: list[tuple[int, dict[str, mx.array]]]
+    ) -> None:
+        for step, terms in waiting:
+            self._tell(each, step, terms)
 
     def _tell(self, each: Callable[[int, dict[str, float]], None], step: int, terms: dict[str, mx.array]) -> None:
         numbers = {name: float(term.item()) for name, term in terms.items()}  # type: ignore[arg-type]

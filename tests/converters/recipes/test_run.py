@@ -1,0 +1,186 @@
+"""Whole runs: they learn, go on bit for bit, write a model that loads, and leave nothing when they fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import russet
+from russet.converters.recipes import RECIPES, recipe_class
+from russet.converters.recipes import checkpoint as checkpoints
+from russet.converters.recipes.base import Objective
+from russet.converters.recipes.curve import Curve
+from russet.converters.recipes.run import Run
+from russet.engine.errors import (
+    InvalidOptionError,
+    OutputExistsError,
+    StorageError,
+    TrainingDataError,
+    TrainingError,
+)
+
+MakeRun = Callable[..., Run]
+OURS = ("control", "relufy", "share_kv")
+
+
+class Kill(BaseException):
+    """What ends a run in the middle."""
+
+
+class KillAt:
+    """A listener that ends the run after a step."""
+
+    def __init__(self, step: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self._step, self._error = step, error
+
+    def task(self, label: str) -> None: ...
+    def training(self, steps: int, done: int, tokens: int) -> None: ...
+    def finish(self) -> None: ...
+
+    def step(self, step: int, tokens: int, terms: dict[str, float]) -> None:
+        if step == self._step:
+            raise self._error
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    loaded = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(loaded, dict)
+    return {name: np.array(array) for name, array in loaded.items()}
+
+
+def steps_of(folder: Path) -> list[dict[str, float]]:
+    rows = Curve.read(folder / "curve.csv", 1000).rows
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_recipe_steps_down_its_loss(make_run: MakeRun, data: Path, name: str) -> None:
+    """On one batch again and again, so that no other text hides what was learned."""
+    (data / "train_01.bin").unlink()
+    (data / "train_00.bin").write_bytes((data / "train_00.bin").read_bytes()[: 2 * 65])
+    run = make_run(name, steps=15, options=_at_once(name), settings={"rate": 3e-4})
+    report = run()
+    curve = steps_of(run.dst)
+    assert len(curve) == 15 and report.tokens == 15 * 64
+    assert curve[-1]["loss"] < 0.95 * curve[0]["loss"]
+    assert russet.load(run.dst).generate("ab", max_tokens=2, raw=True).tokens
+    assert {path.name for path in run.dst.iterdir()} >= {"README.md", "recipe.json", "curve.csv", "tokenizer.json"}
+    assert not run.folder.exists()
+
+
+def _at_once(name: str) -> Any:
+    """Options that change the architecture at the first step, so that the loss begins high."""
+    kind = recipe_class(name).options_type
+    return {"relufy": lambda: kind(soften=0.0, penalty=0.0), "share_kv": lambda: kind(blend=0.0)}.get(name, kind)()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Kill])
+@pytest.mark.parametrize("name", OURS)
+def test_a_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    settings = {"ema": 0.9}
+    whole = make_run(name, steps=6, settings=settings)
+    whole()
+    # A checkpoint after every step; the kill comes in the middle of the run.
+    cut = make_run(name, steps=6, settings=settings, dst=tmp_path / "cut", checkpoint_s=0.0)
+    with pytest.raises(error):
+        cut(KillAt(4, error))
+    assert not cut.dst.exists() and (cut.folder / "checkpoint.safetensors").exists()
+    make_run(name, steps=6, settings=settings, dst=tmp_path / "cut", resume=True)()
+    ours, theirs = tensors(tmp_path / "cut"), tensors(whole.dst)
+    assert all(np.array_equal(ours[tensor], theirs[tensor]) for tensor in theirs)
+    assert steps_of(tmp_path / "cut") == steps_of(whole.dst)
+
+
+def test_the_average_of_weights_is_what_is_written(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("control")()
+    make_run("control", settings={"ema": 0.9}, dst=tmp_path / "averaged")()
+    last, averaged = tensors(tmp_path / "dst"), tensors(tmp_path / "averaged")
+    assert any(not np.array_equal(last[name], averaged[name]) for name in last)
+
+
+def test_another_run_is_not_resumed(make_run: MakeRun) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_run("control", steps=6)(KillAt(2))
+    with pytest.raises(OutputExistsError, match="--resume"):
+        make_run("control", steps=6)()
+    with pytest.raises(TrainingError, match="with settings"):
+        make_run("control", steps=6, resume=True, settings={"rate": 1e-3})()
+    with pytest.raises(TrainingError, match="with recipe 'control', not 'relufy'"):
+        make_run("relufy", steps=6, resume=True, objective=Objective(kl=0.0, ce=1.0))()
+
+
+def test_other_data_are_not_resumed(make_run: MakeRun, data: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_run("control", steps=6)(KillAt(2))
+    (data / "train_00.bin").write_bytes((data / "train_00.bin").read_bytes()[:-2])
+    with pytest.raises(TrainingError, match="with data"):
+        make_run("control", steps=6, resume=True)()
+
+
+def test_what_exists_is_left_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "dst").mkdir()
+    with pytest.raises(OutputExistsError):
+        make_run("control")()
+    assert list((tmp_path / "dst").iterdir()) == []
+
+
+def test_text_that_the_source_cannot_read_is_refused(make_run: MakeRun, tiny_folder: Path) -> None:
+    """The tiny model's loss on text that it does not know is above a guess's."""
+    with pytest.raises(TrainingDataError, match="worse than a guess"):
+        make_run("control", src=tiny_folder)()
+
+
+def test_a_full_disk_is_told_before_anything_is_trained(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=65 << 20))
+    with pytest.raises(StorageError, match="are needed"):
+        make_run("control")()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("control", steps=6, checkpoint_s=0.0)
+    saved, save = [], mx.save_safetensors
+
+    def full(path: str, *rest: Any, **more: Any) -> None:
+        if len(saved) == 2:
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("[save] No space left on device")
+        saved.append(path)
+        save(path, *rest, **more)
+
+    monkeypatch.setattr(checkpoints.mx, "save_safetensors", full)
+    with pytest.raises(StorageError, match="No space left"):
+        run()
+    assert {path.name for path in run.folder.iterdir()} == {"checkpoint.safetensors", "curve.csv"}
+    assert not run.dst.exists()
+
+
+def test_a_diverged_run_says_so(make_run: MakeRun) -> None:
+    with pytest.raises(TrainingError, match="diverged"):
+        make_run("control", steps=6, settings={"rate": 1e30})()
+
+
+def test_a_teacher_with_other_tokens_is_refused(make_run: MakeRun, source_folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(source_folder, teacher)
+    config = json.loads((teacher / "config.json").read_text()) | {"vocab_size": 300}
+    (teacher / "config.json").write_text(json.dumps(config))
+    weights = mx.load(str(source_folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.embed_tokens.weight"] = mx.zeros((300, config["hidden_size"]))
+    mx.save_safetensors(str(teacher / "model.safetensors"), weights)
+    with pytest.raises(InvalidOptionError, match="The teacher has 300 tokens"):
+        make_run("relufy", teacher=teacher)()
+
+
+def test_every_recipe_is_there() -> None:
+    for name in RECIPES:
+        found = recipe_class(name)
+        assert found.name == name and found.summary
