@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import russet
+from russet.engine.machine import command_output, cpu_name, gpu_cores, model_identifier, power, pressure
 from russet.models.runtimes import package_suffix
+
+MACHINE = ("device", "cpu", "cores", "gpu", "gpu_cores", "memory_bytes", "machine_model")
+"""The values in which one machine differs from another."""
 
 
 def environment() -> dict[str, Any]:
@@ -23,13 +25,19 @@ def environment() -> dict[str, Any]:
     from russet.engine.device import memory_bytes, on_gpu
 
     gpu = on_gpu()
+    power_mode, power_source = power()
     return {
         "device": "gpu" if gpu else "cpu",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": str(mx.device_info().get("device_name")) if gpu else None,
+        "gpu_cores": gpu_cores() if gpu else None,
         "gpu_memory_bytes": memory_bytes() if gpu else None,
+        "machine_model": model_identifier(),
+        "power_mode": power_mode,
+        "power_source": power_source,
+        "pressure": pressure().to_dict(),
         "blas": None if gpu else use_fast_blas().name,
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
         "os": platform.platform(),
@@ -50,35 +58,14 @@ def version(package: str) -> str | None:
         return None
 
 
-def cpu_name() -> str | None:
-    """The processor's name as the system gives it."""
-    if sys.platform == "darwin":
-        return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine() or None
-
-
 def git_revision(root: Path) -> str | None:
     """The commit of a checkout, with "-modified" where tracked files differ from it; None if `root` is none."""
     if not (root / ".git").exists():
         return None
-    revision = _output(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
+    revision = command_output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
     if revision is None:
         return None
-    return revision + ("-modified" if _output(["git", "-C", str(root), "status", "--porcelain", "-uno"]) else "")
-
-
-def _output(command: list[str]) -> str | None:
-    """What a command prints, or None where it is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    return revision + ("-modified" if command_output("git", "-C", str(root), "status", "--porcelain", "-uno") else "")
 
 
 def model_hash(folder: Path) -> str:

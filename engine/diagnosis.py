@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from russet.engine.machine import cpu_name, gpu_cores
 from russet.engine.paths import cache_root, documents_dir, prefixes_dir
 from russet.engine.storage import folder_bytes, readable_bytes
 
@@ -79,7 +77,7 @@ def _device() -> Finding:
     from russet.engine.device import memory_bytes, on_gpu
 
     gpu, name, memory = on_gpu(), _device_name(), memory_bytes()
-    cores = _gpu_cores() if gpu else os.cpu_count()
+    cores = gpu_cores() if gpu else os.cpu_count()
     value = {"kind": "gpu" if gpu else "cpu", "name": name, "cores": cores, "memory_bytes": memory}
     kind = "GPU" if gpu else "CPU"
     count = f", {cores} cores" if cores else ""
@@ -239,23 +237,7 @@ def _device_name() -> str:
 
     if on_gpu():
         return str(mx.device_info().get("device_name", "unknown"))
-    if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(models, platform.machine())
-
-
-def _gpu_cores() -> int | None:
-    """Return the number of GPU cores of a Mac; None where the system does not tell."""
-    if sys.platform != "darwin":
-        return None
-    displays = json.loads(_output("system_profiler", "-json", "SPDisplaysDataType"))["SPDisplaysDataType"]
-    return next((int(display["sppci_cores"]) for display in displays if "sppci_cores" in display), None)
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    return cpu_name() or "unknown"
 
 
 def _version(distribution: str) -> str | None:
