@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -19,6 +21,20 @@ class Summary:
         return statistics.median(self.values)
 
     @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def stdev(self) -> float:
+        """Of the sample (n − 1); 0 for a single value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    @property
+    def p95(self) -> float:
+        """The 95th percentile, between two values by linear interpolation; of few runs it is close to the highest."""
+        return float(np.percentile(self.values, 95))
+
+    @property
     def lowest(self) -> float:
         return min(self.values)
 
@@ -27,7 +43,15 @@ class Summary:
         return max(self.values)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"median": self.median, "min": self.lowest, "max": self.highest, "values": list(self.values)}
+        return {
+            "median": self.median,
+            "mean": self.mean,
+            "stdev": self.stdev,
+            "p95": self.p95,
+            "min": self.lowest,
+            "max": self.highest,
+            "values": list(self.values),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from russet.bench.base import Measurement
-from russet.bench.cold_start import ColdRun
 from russet.bench.decode import run_decode
 from russet.bench.environment import environment
 from russet.bench.prompts import Prompt
@@ -20,6 +19,7 @@ MACHINE = {
     "cores": 2,
     "memory_bytes": 24e9,
     "gpu": "Some GPU",
+    "gpu_cores": None,
     "gpu_memory_bytes": 80e9,
     "git": "0123456789ab",
 }
@@ -47,6 +47,9 @@ def test_json_holds_every_raw_value_and_what_follows_from_it(report: Report) -> 
     assert runs == report.lengths[0].runs["russet"]
     assert result["summary"]["mlx-lm"]["prefill_s"] == {
         "median": 4.0,
+        "mean": 4.0,
+        "stdev": 2.0,
+        "p95": pytest.approx(5.8),
         "min": 2.0,
         "max": 6.0,
         "values": [2.0, 4.0, 6.0],
@@ -57,7 +60,7 @@ def test_json_holds_every_raw_value_and_what_follows_from_it(report: Report) -> 
         "same_tokens": True,
         "first_difference": None,
     }
-    assert found["as_installed"] is None and found["cold_start"] == {}
+    assert found["as_installed"] is None
 
 
 def test_different_tokens_are_told_with_their_place(report: Report) -> None:
@@ -74,16 +77,6 @@ def test_a_single_token_has_no_decode_rate(fake) -> None:
     run_decode(contenders, [Prompt("", [1] * 10)], generate=1, repeat=1, results=made.lengths)
     assert "decode" not in through_json(made)["results"][0]["ratios"]["mlx-lm"]
     assert "| 10 | russet |" in markdown(made)
-
-
-def test_cold_starts_are_compared_in_time_so_that_more_is_faster(report: Report) -> None:
-    report.cold_start = {"russet": [ColdRun(0.5, 1.0)], "mlx-lm": [ColdRun(2.0, 3.0)], "late": []}
-    found = through_json(report)["cold_start"]
-    assert set(found) == {"russet", "mlx-lm"}
-    assert found["mlx-lm"]["ratios"]["first_output"]["median"] == 4.0
-    assert found["mlx-lm"]["ratios"]["end"]["median"] == 3.0
-    assert found["russet"]["ratios"] == {}
-    assert "| mlx-lm | 2.00 (2.00–2.00) | 3.00 (3.00–3.00) | 4.00x (4.00–4.00) |" in markdown(report)
 
 
 def test_markdown_names_the_machine_and_keeps_its_columns(report: Report) -> None:

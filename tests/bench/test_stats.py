@@ -7,7 +7,14 @@ from russet.bench.stats import Summary, ratio
 
 def test_a_summary_keeps_the_order_of_its_values() -> None:
     found = Summary((3.0, 1.0, 2.0, 10.0)).to_dict()
-    assert found == {"median": 2.5, "min": 1.0, "max": 10.0, "values": [3.0, 1.0, 2.0, 10.0]}
+    assert found.pop("stdev") == pytest.approx(4.0825, abs=1e-4)  # n − 1
+    assert found.pop("p95") == pytest.approx(3 + 0.85 * 7)
+    assert found == {"median": 2.5, "mean": 4.0, "min": 1.0, "max": 10.0, "values": [3.0, 1.0, 2.0, 10.0]}
+
+
+def test_a_single_value_has_no_deviation() -> None:
+    found = Summary((2.0,))
+    assert (found.stdev, found.p95, found.mean) == (0.0, 2.0, 2.0)
 
 
 def test_the_ratio_is_of_medians_and_its_spread_is_within_rounds() -> None:
