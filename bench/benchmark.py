@@ -6,7 +6,6 @@ import sys
 from dataclasses import asdict, dataclass
 
 from russet.bench import as_installed
-from russet.bench.cold_start import AS_INSTALLED, mlx_lm_programs, run_cold, russet_program
 from russet.bench.decode import Listener, run_decode
 from russet.bench.environment import environment, model_hash
 from russet.bench.kernels_clock import copy_bytes_per_s
@@ -26,14 +25,13 @@ from russet.models.loading import DTYPES
 class Plan:
     """What to measure. `peers` are installed ones of `PEERS`; `as_installed` adds mlx-lm's figures without our BLAS.
 
-    `shape` and `bits` name a model of random weights, of which whole processes and mlx-lm as installed are not timed.
+    `shape` and `bits` name a model of random weights, of which mlx-lm as installed is not timed.
     """
 
     peers: tuple[str, ...] = ()
     prompt_lengths: tuple[int, ...] = (512, 2048)
     generate: int = 128
     repeat: int = 5
-    cold: bool = False
     as_installed: bool = True
     dtype: str | None = None
     shape: str | None = None
@@ -63,12 +61,6 @@ def fill(
         return
     if plan.as_installed and "mlx-lm" in plan.peers and _replaces_blas():
         _add_as_installed(report, model, plan, listen)
-    if plan.cold:
-        programs = [russet_program(model.path, plan.dtype)]
-        if "mlx-lm" in plan.peers:
-            peers = mlx_lm_programs(model.path, plan.dtype, level=bool(plan.dtype) or not on_gpu())
-            programs += [program for program in peers if plan.as_installed or program.name != AS_INSTALLED]
-        run_cold(programs, plan.repeat, report.cold_start, listen)
 
 
 def _prompt(model: Model | ShapeModel, length: int) -> Prompt:

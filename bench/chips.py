@@ -7,7 +7,7 @@ llama.cpp's published prefill of an M5 Pro comes to, and the others are scaled b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LANES = 128
 """Float operations that a core issues a cycle; a multiply-add is one."""
@@ -61,3 +61,23 @@ CHIPS = (
     _chip("M5 Pro", 307, 20, 1.6, 22),
     _chip("M5 Max", 614, 40, 1.6, 44),
 )
+
+BINNED_BANDWIDTH = {("M3 Max", 30): 300e9, ("M4 Max", 32): 410e9}
+"""Bytes a second of parts whose smaller GPU has fewer memory channels as well, by name and cores."""
+
+
+def detect(processor: str | None, cores: int | None) -> Chip | None:
+    """The part that a Mac's processor name ("Apple M3 Max") and GPU cores stand for; None for every other machine."""
+    if processor is None:
+        return None
+    named = processor.removeprefix("Apple ").strip()
+    chip = next((chip for chip in CHIPS if chip.name == named), None)
+    if chip is None or not cores or cores == chip.cores:
+        return chip
+    return replace(
+        chip,
+        name=f"{chip.name}, {cores} cores",
+        bandwidth=BINNED_BANDWIDTH.get((chip.name, cores), chip.bandwidth),
+        cores=cores,
+        matrix=chip.matrix * cores / chip.cores if chip.matrix else None,
+    )

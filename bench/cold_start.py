@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from russet.bench.base import OURS
 from russet.bench.decode import Listener
+from russet.bench.stats import Ratio, ratio
 from russet.engine.errors import PeerError
 from russet.engine.timing import now
 
@@ -39,23 +41,18 @@ class Program:
     arguments: tuple[str, ...]
 
 
-AS_INSTALLED = "mlx-lm as installed"
-
-
 def russet_program(folder: Path, dtype: str | None) -> Program:
     wanted = ("--dtype", dtype) if dtype else ()
     arguments = ("-m", "russet", "generate", "-m", str(folder), "-p", PROMPT, "--max-tokens", "1", *wanted)
-    return Program("russet", (sys.executable, *arguments))
+    return Program(OURS, (sys.executable, *arguments))
 
 
-def mlx_lm_programs(folder: Path, dtype: str | None, *, level: bool) -> list[Program]:
-    """`mlx_lm generate` as installed and, with `level`, before it the same with Russet's BLAS and number format."""
+def mlx_lm_program(folder: Path, dtype: str | None, *, level: bool) -> Program:
+    """`mlx_lm generate`; with `level`, with Russet's BLAS and number format."""
     options = ("--model", str(folder), "--prompt", PROMPT, "--max-tokens", "1")
-    installed = (sys.executable, "-m", "mlx_lm", "generate", *options)
     if not level:
-        return [Program("mlx-lm", installed)]
-    levelled = (sys.executable, "-m", "russet.bench.level_mlx_lm", dtype or "", *options)
-    return [Program("mlx-lm", levelled), Program(AS_INSTALLED, installed)]
+        return Program("mlx-lm", (sys.executable, "-m", "mlx_lm", "generate", *options))
+    return Program("mlx-lm", (sys.executable, "-m", "russet.bench.level_mlx_lm", dtype or "", *options))
 
 
 def run_cold(
@@ -92,3 +89,14 @@ def time_process(program: Program) -> ColdRun:
             lines = errors.read().decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
             raise PeerError(f"{' '.join(program.arguments)} failed with exit code {process.returncode} ({lines[-1]}).")
     return ColdRun(first_output, end)
+
+
+def cold_ratios(runs: dict[str, list[ColdRun]], peer: str) -> dict[str, Ratio]:
+    """How many times as fast as a peer's process ours is, to the "first_output" and to the "end"."""
+    if peer == OURS or OURS not in runs:
+        return {}
+    ours, theirs = runs[OURS], runs[peer]
+    return {
+        "first_output": ratio([run.first_output_s for run in theirs], [run.first_output_s for run in ours]),
+        "end": ratio([run.end_s for run in theirs], [run.end_s for run in ours]),
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from russet.bench.base import Contender, Measurement
 from russet.bench.prompts import Prompt
@@ -33,9 +34,40 @@ class LengthResult:
         return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
 
 
-def order_of_round(contenders: Sequence[Contender], number: int) -> list[Contender]:
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+C = TypeVar("C", bound=Named)
+R = TypeVar("R")
+
+
+def order_of_round(contenders: Sequence[C], number: int) -> list[C]:
     """A B, B A, A B, ...: drift in the machine's speed then favours nobody."""
     return list(contenders) if number % 2 == 0 else list(reversed(contenders))
+
+
+def rounds(
+    contenders: Sequence[C],
+    run: Callable[[C, int], R],
+    *,
+    generate: int,
+    repeat: int,
+    what: str,
+    listen: Listener = lambda _: None,
+) -> Iterator[tuple[C, R]]:
+    """Let contenders take turns, after one short run each that is not counted; every run comes out as it is finished.
+
+    `run` takes a contender and the number of tokens to draw; `what` says to the listener what they work on.
+    """
+    for contender in contenders:
+        listen(f"{what}, {contender.name}, warm-up")
+        run(contender, min(WARM_UP_TOKENS, generate))
+    for number in range(repeat):
+        for contender in order_of_round(contenders, number):
+            listen(f"{what}, {contender.name}, {number + 1} of {repeat}")
+            yield contender, run(contender, generate)
 
 
 def run_decode(
@@ -47,17 +79,17 @@ def run_decode(
     results: list[LengthResult],
     listen: Listener = lambda _: None,
 ) -> None:
-    """Time every contender `repeat` times at every prompt, after one short run each that is not counted.
+    """Time every contender `repeat` times at every prompt.
 
     Finished runs are added to `results` as they come, so that an interrupted benchmark keeps them.
     """
     for prompt in prompts:
         result = LengthResult(len(prompt.tokens), generate, {contender.name: [] for contender in contenders})
         results.append(result)
-        for contender in contenders:
-            listen(f"{len(prompt.tokens)} tokens, {contender.name}, warm-up")
-            contender.run(prompt.tokens, min(WARM_UP_TOKENS, generate))
-        for number in range(repeat):
-            for contender in order_of_round(contenders, number):
-                listen(f"{len(prompt.tokens)} tokens, {contender.name}, {number + 1} of {repeat}")
-                result.runs[contender.name].append(contender.run(prompt.tokens, generate))
+
+        def run(contender: Contender, tokens: int, prompt: Prompt = prompt) -> Measurement:
+            return contender.run(prompt.tokens, tokens)
+
+        what = f"{len(prompt.tokens)} tokens"
+        for contender, measured in rounds(contenders, run, generate=generate, repeat=repeat, what=what, listen=listen):
+            result.runs[contender.name].append(measured)

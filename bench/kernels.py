@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from russet.bench import kernels_attention, kernels_layer, kernels_matvec, kernels_sparse
+from russet.bench.cells import machine_line
 from russet.bench.drawing import Table
 from russet.bench.environment import environment
 from russet.bench.kernels_clock import Case, Reached, Timing, copy_bytes_per_s, time_case
 from russet.bench.stats import ratio
-from russet.bench.tables import machine_line
 from russet.engine.errors import InvalidOptionError
 from russet.kernels.backend import backend
 from russet.kernels.base import mode

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from russet.bench.base import Measurement, measure
+from russet.bench.base import OURS, Measurement, Text, measure
 from russet.engine.decode import Step, decode
 from russet.engine.generation import RESERVED_TOKENS
 from russet.engine.options import GenerationOptions
@@ -35,17 +35,16 @@ class Timed(Protocol):
 class Russet:
     """A loaded model, `weights_bytes` of which are in memory."""
 
-    name = "russet"
+    name = OURS
 
     def __init__(self, model: Timed, weights_bytes: int, prefill: Prefill | None = None) -> None:
         self.model = model
         self.weights_bytes = weights_bytes
         self.prefill = prefill or Exact()
-        self.setting = f"{_dtype(model)}, {self.prefill.name} prefill"
+        self.setting = f"{compute_dtype(model)}, {self.prefill.name} prefill"
 
     def run(self, tokens: Sequence[int], generate: int) -> Measurement:
-        prompt = PromptTokens(tokens)
-        return measure(tokens, lambda: greedy(self.model, self.prefill, prompt, generate)[1], self.weights_bytes)
+        return timed(self.model, self.prefill, PromptTokens(tokens), generate, self.weights_bytes)[0]
 
     def step_graph(self, tokens: int, steps: int) -> mx.array:
         """The logits of the step after `tokens` of a prompt and `steps` steps, not evaluated."""
@@ -58,6 +57,28 @@ class Russet:
         return step(token)
 
 
+def timed(
+    model: Timed,
+    prefill: Prefill,
+    prompt: PromptTokens | str,
+    generate: int,
+    weights_bytes: int,
+    text: Text | None = None,
+) -> tuple[Measurement, Prefilled]:
+    """Measure one run of exactly `generate` greedy tokens, and hand back what the strategy did; a text needs `text`."""
+    found: list[Prefilled] = []
+
+    def start(tokens: Sequence[int]) -> Iterator[int]:
+        whole = prompt if isinstance(prompt, PromptTokens) else PromptTokens(tokens)
+        prefilled, drawn = greedy(model, prefill, whole, generate)
+        found.append(prefilled)
+        return drawn
+
+    measured = measure(prompt.tokens if isinstance(prompt, PromptTokens) else prompt, start, weights_bytes, text)
+    (prefilled,) = found
+    return measured, prefilled
+
+
 def greedy(model: Timed, prefill: Prefill, prompt: PromptTokens, generate: int) -> tuple[Prefilled, Iterator[int]]:
     """Prefill an empty cache: what the strategy did, and the `generate` greedy tokens that follow, not drawn yet."""
     cache = model.decoder.new_cache(model.kv_bits)
@@ -67,6 +88,7 @@ def greedy(model: Timed, prefill: Prefill, prompt: PromptTokens, generate: int) 
     return prefilled, decode(model.step(cache, prefilled.extend), prefilled.logits, sample, generate)
 
 
-def _dtype(model: Timed) -> str:
+def compute_dtype(model: Timed) -> str:
+    """The number format of a model's decoder, in words."""
     dtype = getattr(model.decoder, "dtype", None)
     return str(dtype).removeprefix("mlx.core.") if dtype else f"through {runtime_of(model.decoder)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,26 @@ if TYPE_CHECKING:
     import mlx.core as mx
     from mlx.nn import Module
 
-PEERS = {"mlx-lm": "mlx_lm"}
-"""What `--peer` takes, and the package that each needs."""
+MLX_LM, LLAMA_CPP = "mlx-lm", "llama.cpp"
+
+PEERS = (MLX_LM, LLAMA_CPP)
+"""What `--peer` of `russet bench ttft` takes; those of `IN_PROCESS` run on token ids as well."""
+
+IN_PROCESS = (MLX_LM,)
+
+LLAMA_BENCH = "llama-bench"
 
 
 def require_peer(name: str) -> None:
-    """Raise MissingDependencyError unless the package of a peer is installed."""
-    if importlib.util.find_spec(PEERS[name]) is None:
+    """Raise MissingDependencyError, which says what to install, unless a peer can be run."""
+    if name == MLX_LM and importlib.util.find_spec("mlx_lm") is None:
         raise MissingDependencyError(
             f"{name} is not installed, so there is nothing to compare with; install russet[{name}] or leave out --peer."
+        )
+    if name == LLAMA_CPP and shutil.which(LLAMA_BENCH) is None:
+        raise MissingDependencyError(
+            f"{LLAMA_BENCH} of {name} is not on the PATH, so there is nothing to compare with; install it (on a Mac "
+            f"with 'brew install llama.cpp') or leave out --peer {name}."
         )
 
 
@@ -43,7 +55,7 @@ class MlxLm:
         self.weights_bytes = mx.get_active_memory() - before
 
     def run(self, tokens: Sequence[int], generate: int) -> Measurement:
-        return measure(tokens, lambda: self._tokens(tokens, generate), self.weights_bytes)
+        return measure(tokens, lambda ids: self.tokens(ids, generate), self.weights_bytes)
 
     def step_graph(self, tokens: int, steps: int) -> mx.array:
         """The logits of the step after `tokens` of a prompt and `steps` steps, not evaluated."""
@@ -56,7 +68,8 @@ class MlxLm:
             mx.eval(self.model(mx.zeros((1, 1), mx.int32), cache=cache))
         return self.model(mx.zeros((1, 1), mx.int32), cache=cache)
 
-    def _tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
+    def tokens(self, tokens: Sequence[int], generate: int) -> Iterator[int]:
+        """Exactly `generate` greedy tokens after a prompt."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step, generation_stream, wired_limit
 
@@ -77,6 +90,16 @@ def load_mlx_lm(folder: Path) -> Module:
         return load_model(folder, lazy=True)[0]
     except (ImportError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise PeerError(f"mlx-lm cannot load {folder} ({error}); leave out --peer mlx-lm.") from error
+
+
+def mlx_lm_tokenizer(folder: Path) -> Any:
+    """mlx-lm's wrapper of the folder's tokenizer; PeerError where it cannot load it."""
+    try:
+        from mlx_lm.utils import load_tokenizer
+
+        return load_tokenizer(folder)
+    except (ImportError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise PeerError(f"mlx-lm cannot load the tokenizer of {folder} ({error}); leave out --peer mlx-lm.") from error
 
 
 def level_weights(model: Any, dtype: str | None) -> str:

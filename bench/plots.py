@@ -7,36 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from russet.bench.intervals import Estimate
-from russet.engine.errors import BenchmarkDataError, MissingDependencyError, StorageError
+from russet.bench.plot_style import device_name, require_matplotlib, save, style, tidy
+from russet.engine.errors import BenchmarkDataError
 
 if TYPE_CHECKING:
     from russet.bench.prefill_report import PrefillReport, TaskResult
     from russet.bench.prefill_summary import Summary
 
-# Okabe and Ito's colours, which people with any common colour blindness tell apart; each has a marker of its own too.
-STYLES = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-    ("#7F7F7F", "X"),
-)
 LABELS = {"o": (5, 5), "s": (-19, 5), "^": (5, 5), "D": (5, -12), "v": (5, -12), "P": (-19, -12), "X": (-19, 5)}
 """Where a point's setting stands, in points from it; neighbours of different strategies then seldom collide."""
 COLUMNS = 3
 TICKS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
-
-
-def require_matplotlib() -> None:
-    """Raise MissingDependencyError unless matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError(
-            "matplotlib is not installed, so nothing can be drawn; install russet[plot] or leave out --plot."
-        ) from None
 
 
 def score_plot(report: PrefillReport, path: Path) -> None:
@@ -65,12 +46,9 @@ def score_plot(report: PrefillReport, path: Path) -> None:
     ncols = min(2 * columns, len(legend))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=ncols, frameon=False)
     machines = [source["environment"] for source in report.sources] or [report.environment]
-    devices = dict.fromkeys(_device(machine) for machine in machines)
+    devices = dict.fromkeys(device_name(machine) for machine in machines)
     figure.suptitle(f"{report.model['name']} on {' and '.join(devices)}", fontsize=11)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be written ({error}); name a .png, .svg or .pdf file.") from error
+    save(figure, path)
 
 
 def _drawn(task: TaskResult, strategies: list[str]) -> list[str]:
@@ -82,7 +60,7 @@ def _drawn(task: TaskResult, strategies: list[str]) -> list[str]:
 def _styles(strategies: list[str]) -> dict[str, tuple[str, str]]:
     """Family of strategies -> colour and marker."""
     families = dict.fromkeys(family(name) for name in strategies if name != "exact")
-    return {name: STYLES[i % len(STYLES)] for i, name in enumerate(families)}
+    return {name: style(i) for i, name in enumerate(families)}
 
 
 def family(name: str) -> str:
@@ -113,8 +91,7 @@ def _draw(panel: Any, task: TaskResult, strategies: list[str], styles: dict[str,
     panel.set_title(f"{task.name} (n = {len(task.rows)})", fontsize=10)
     panel.set_ylabel(f"{task.measure}, %")
     panel.set_xlabel("prefill speed-up over exact")
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
+    tidy(panel)
 
 
 def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colour: str, marker: str) -> None:
@@ -155,7 +132,3 @@ def _speed_up(found: Summary) -> Estimate:
 def _bars(values: list[Estimate]) -> list[list[float]]:
     """Lengths of error bars, downwards and upwards."""
     return [[max(0.0, v.value - v.low) for v in values], [max(0.0, v.high - v.value) for v in values]]
-
-
-def _device(environment: dict[str, Any]) -> str:
-    return str(environment["gpu"] or environment["cpu"] or "an unknown CPU")

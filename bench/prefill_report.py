@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from russet.bench.prefill_run import RowRun
 from russet.bench.prefill_summary import Summary, summarise
-from russet.engine.errors import BenchmarkDataError
+from russet.bench.report_file import read_report_file
 
 SCHEMA = "russet-bench-prefill/1"
 """Changes its number whenever a field changes its meaning or goes; docs/benchmarks.md describes it."""
@@ -117,14 +116,4 @@ class PrefillReport:
 
 def read_report(path: Path) -> PrefillReport:
     """A report that `--json` wrote; BenchmarkDataError where the file is none, or of another schema."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchmarkDataError(f"{path} cannot be read as JSON ({error}); name a file of --json.") from error
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    if schema != SCHEMA:
-        raise BenchmarkDataError(f"{path} has the schema {schema!r}; a file with {SCHEMA!r} is expected.")
-    try:
-        return PrefillReport.from_dict(raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BenchmarkDataError(f"{path} is not a whole report ({error!r}); measure again.") from error
+    return read_report_file(path, SCHEMA, PrefillReport.from_dict)

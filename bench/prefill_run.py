@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from russet.bench.base import measure
-from russet.bench.ours import greedy
+from russet.bench.ours import timed
 from russet.bench.shapes import ShapeModel
-from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
+from russet.engine.prefill.base import Prefill, PromptTokens, positions_of
 
 if TYPE_CHECKING:
     from russet.engine.api import Model
@@ -50,15 +48,7 @@ def run(model: Model | ShapeModel, prefill: Prefill, prompt: PromptTokens, gener
 
     So every strategy's decoding rate stands on the same number of tokens.
     """
-    found: list[Prefilled] = []
-
-    def start() -> Iterator[int]:
-        prefilled, tokens = greedy(model, prefill, prompt, generate)
-        found.append(prefilled)
-        return tokens
-
-    measured = measure(prompt.tokens, start, weights_bytes=0)
-    (prefilled,) = found
+    measured, prefilled = timed(model, prefill, prompt, generate, weights_bytes=0)
     return RowRun(
         text=_reply(model, measured.tokens),
         score=None,

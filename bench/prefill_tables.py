@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from russet.bench import drawing
+from russet.bench.cells import by_layer, machine_line, model_line
 from russet.bench.drawing import Table
 from russet.bench.intervals import Estimate
 from russet.bench.prefill_report import PrefillReport, TaskResult
 from russet.bench.prefill_summary import Summary
-from russet.bench.tables import machine_line, model_line
 from russet.engine.storage import readable_bytes
 
 SCORES = ("score %", "− exact", "of exact %")
@@ -92,21 +90,10 @@ def notes(report: PrefillReport) -> list[str]:
                 reason = found.note.rstrip(".")
                 lines.append(f"{task.name}, {name}: exact prefill in {found.fell_back} rows ({reason}).")
             if not task.measure and found.layer_tokens:
-                lines.append(f"{task.name}, {name}: tokens computed, {_by_layer(found.layer_tokens)}.")
+                lines.append(f"{task.name}, {name}: tokens computed, {by_layer(found.layer_tokens)}.")
     if report.interrupted:
         lines.append("Interrupted: what was finished is shown.")
     return lines
-
-
-def _by_layer(layer_tokens: list[float]) -> str:
-    """Tokens computed a layer, layers with as many taken together."""
-    parts, start = [], 0
-    for tokens, group in groupby(layer_tokens):
-        end = start + len(list(group))
-        layers = f"layers {start}–{end - 1}" if end - start > 1 else f"layer {start}"
-        parts.append(f"{tokens:.0f} in {layers}")
-        start = end
-    return ", ".join(parts)
 
 
 def show(report: PrefillReport, *, terminal: bool) -> None:

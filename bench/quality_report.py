@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from russet.bench.prefill_contenders import EXACT
 from russet.bench.quality import Comparison, Scores, compare
 from russet.bench.quality_metrics import Metric
 from russet.bench.quality_outcomes import Outcome
-from russet.engine.errors import BenchmarkDataError
+from russet.bench.report_file import read_report_file
 
 SCHEMA = "russet-bench-quality/1"
 """Changes its number whenever a field changes its meaning or goes; docs/benchmarks.md describes it."""
@@ -143,14 +142,4 @@ def _outcomes(found: dict[str, Scores], row: str) -> dict[str, Any]:
 
 def read_quality(path: Path) -> QualityReport:
     """A report that `--json` wrote; BenchmarkDataError where the file is none, or of another schema."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchmarkDataError(f"{path} cannot be read as JSON ({error}); name a file of --json.") from error
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    if schema != SCHEMA:
-        raise BenchmarkDataError(f"{path} has the schema {schema!r}; a file with {SCHEMA!r} is expected.")
-    try:
-        return QualityReport.from_dict(raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BenchmarkDataError(f"{path} is not a whole report ({error!r}); measure again.") from error
+    return read_report_file(path, SCHEMA, QualityReport.from_dict)

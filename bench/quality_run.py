@@ -53,9 +53,3 @@ def run(
 
 def _listener(listen: Listener, subject: str) -> Listener:
     return lambda text: listen(f"{subject}: {text}")
-
-
-def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Model -> what the report calls it: the last part of a path or repository, where that tells it from the others."""
-    last = [Path(model).name for model in models]
-    return {model: name if last.count(name) == 1 else model for model, name in zip(models, last, strict=True)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from russet.bench import drawing
+from russet.bench.cells import machine_line, model_line
 from russet.bench.drawing import Table
 from russet.bench.intervals import Estimate
 from russet.bench.quality import Comparison, Scores
 from russet.bench.quality_metrics import Metric
 from russet.bench.quality_report import QualityReport, Subject
-from russet.bench.tables import machine_line, model_line
 
 Compared = tuple[Subject | None, list[Comparison]]
 

@@ -6,16 +6,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from russet.bench.base import Measurement
-from russet.bench.cold_start import ColdRun
+from russet.bench.base import OURS, Measurement
 from russet.bench.decode import LengthResult
 from russet.bench.stats import Ratio, Summary, ratio
 from russet.bench.step import StepCost
 
-SCHEMA = "russet-bench-decode/1"
+SCHEMA = "russet-bench-decode/2"
 """Changes its number whenever a field changes its meaning or goes; docs/benchmarks.md describes it."""
-
-OURS = "russet"
 
 
 @dataclass
@@ -33,7 +30,6 @@ class Report:
     copy_bytes_per_s: float | None = None
     as_installed: Measurement | None = None
     as_installed_prompt_tokens: int = 0
-    cold_start: dict[str, list[ColdRun]] = field(default_factory=dict)
     interrupted: bool = False
 
     @property
@@ -58,7 +54,6 @@ class Report:
             "copy_bytes_per_s": self.copy_bytes_per_s,
             "results": [self._length(result) for result in self.finished],
             "as_installed": self._as_installed(),
-            "cold_start": self._cold_start(),
         }
 
     def _length(self, result: LengthResult) -> dict[str, Any]:
@@ -87,17 +82,6 @@ class Report:
             return None
         return {"prompt_tokens": self.as_installed_prompt_tokens, "run": self.as_installed.to_dict()}
 
-    def _cold_start(self) -> dict[str, Any]:
-        runs = {name: found for name, found in self.cold_start.items() if found}
-        return {
-            name: {
-                "first_output_s": Summary(tuple(run.first_output_s for run in found)).to_dict(),
-                "end_s": Summary(tuple(run.end_s for run in found)).to_dict(),
-                "ratios": {key: value.to_dict() for key, value in cold_ratios(runs, name).items()},
-            }
-            for name, found in runs.items()
-        }
-
 
 def summaries(runs: list[Measurement]) -> dict[str, Summary]:
     """Per quantity, its values over the runs; a decode rate of 0 stands for a single token, which has no interval."""
@@ -116,14 +100,3 @@ def speed_ratios(result: LengthResult, peer: str) -> dict[str, Ratio]:
         {"prefill": "prefill_tps", "decode": "decode_tps"} if result.generate > 1 else {"prefill": "prefill_tps"}
     )
     return {name: ratio(ours[field].values, theirs[field].values) for name, field in quantities.items()}
-
-
-def cold_ratios(runs: dict[str, list[ColdRun]], peer: str) -> dict[str, Ratio]:
-    """How many times as fast as a peer's process ours is, to the "first_output" and to the "end"."""
-    if peer == OURS or OURS not in runs:
-        return {}
-    ours, theirs = runs[OURS], runs[peer]
-    return {
-        "first_output": ratio([run.first_output_s for run in theirs], [run.first_output_s for run in ours]),
-        "end": ratio([run.end_s for run in theirs], [run.end_s for run in ours]),
-    }

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from russet.bench import drawing
+from russet.bench.base import OURS
+from russet.bench.cells import machine_line, model_line, ratio_cell, spread_cell
 from russet.bench.drawing import Table
-from russet.bench.report import OURS, Report, cold_ratios, speed_ratios, summaries
-from russet.bench.stats import Ratio, Summary
+from russet.bench.report import Report, speed_ratios, summaries
 from russet.engine.storage import readable_bytes
 
 
 def tables(report: Report) -> list[Table]:
     """The tables for which something was measured."""
-    found = [_warm(report), _steps(report), _cold(report)]
+    found = [_warm(report), _steps(report)]
     return [table for table in found if table.rows]
 
 
@@ -35,31 +36,6 @@ def notes(report: Report) -> list[str]:
     return lines
 
 
-def model_line(found: dict[str, Any]) -> str:
-    """The model and its weights in a sentence."""
-    sha256 = found["sha256"]
-    return f"Model: {found['name']}, {f'sha256 {sha256[:12]}' if sha256 else 'random weights'}."
-
-
-def machine_line(found: dict[str, Any]) -> str:
-    """Machine and versions in a sentence; what is not known is left out."""
-    machine = [
-        found["cpu"] or "unknown CPU",
-        f"{found['cores']} cores",
-        f"{readable_bytes(found['memory_bytes'])} memory",
-    ]
-    if found["gpu"]:
-        machine.insert(0, f"{found['gpu']} with {readable_bytes(found['gpu_memory_bytes'])}")
-    threads = found["blas_threads"]
-    russet = f"Russet {found['russet']}" + (f" ({found['git']})" if found["git"] else "")
-    software = [found["os"], f"Python {found['python']}", russet, f"MLX {found['mlx']}"]
-    if found["mlx-lm"]:
-        software.append(f"mlx-lm {found['mlx-lm']}")
-    if found["blas"]:
-        software.append(f"BLAS {found['blas']}" + (f" (threads: {threads})" if threads else ""))
-    return f"Machine: {', '.join(machine)}; {', '.join(software)}; load {found['load_average']:.1f} at the start."
-
-
 def _warm(report: Report) -> Table:
     header = ("prompt", "engine", "prefill s", "prefill tok/s", "decode tok/s", "peak memory")
     against = [(peer, f"russet / {peer}") for peer in report.peers]
@@ -70,8 +46,11 @@ def _warm(report: Report) -> Table:
         for name, runs in result.runs.items():
             found = summaries(runs)
             cells = (
-                *(str(result.prompt_tokens), name, _spread(found["prefill_s"], 3), _spread(found["prefill_tps"], 1)),
-                _spread(found["decode_tps"], 1) if result.generate > 1 else "",
+                str(result.prompt_tokens),
+                name,
+                spread_cell(found["prefill_s"], 3),
+                spread_cell(found["prefill_tps"], 1),
+                spread_cell(found["decode_tps"], 1) if result.generate > 1 else "",
                 readable_bytes(found["peak_memory_bytes"].highest),
             )
             for peer, _ in against:
@@ -87,8 +66,8 @@ def _comparison(result: Any, peer: str) -> tuple[str, str, str]:
     ratios = speed_ratios(result, peer)
     difference = result.first_difference(OURS, peer)
     return (
-        _ratio(ratios["prefill"]),
-        _ratio(ratios["decode"]) if "decode" in ratios else "",
+        ratio_cell(ratios["prefill"]),
+        ratio_cell(ratios["decode"]) if "decode" in ratios else "",
         "yes" if difference is None else f"up to {difference}",
     )
 
@@ -111,32 +90,6 @@ def _steps(report: Report) -> Table:
                 cells += (f"{rate / report.copy_bytes_per_s:.0%}",) if rate else ("",)
             rows.append(cells)
     return Table("A step of decoding", header, tuple(rows))
-
-
-def _cold(report: Report) -> Table:
-    header = ("engine", "first output s", "end s", "russet / engine: first output", "end")
-    runs = {name: found for name, found in report.cold_start.items() if found}
-    rows = []
-    for name, found in runs.items():
-        ratios = cold_ratios(runs, name)
-        rows.append(
-            (
-                name,
-                _spread(Summary(tuple(run.first_output_s for run in found)), 2),
-                _spread(Summary(tuple(run.end_s for run in found)), 2),
-                _ratio(ratios["first_output"]) if ratios else "",
-                _ratio(ratios["end"]) if ratios else "",
-            )
-        )
-    return Table("Cold start: one process, one prompt, one token", header, tuple(rows))
-
-
-def _spread(found: Summary, digits: int) -> str:
-    return f"{found.median:.{digits}f} ({found.lowest:.{digits}f}–{found.highest:.{digits}f})"
-
-
-def _ratio(found: Ratio) -> str:
-    return f"{found.median:.2f}x ({found.lowest:.2f}–{found.highest:.2f})"
 
 
 def markdown(report: Report) -> str:

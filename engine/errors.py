@@ -87,6 +87,10 @@ class GateError(RussetError):
     """A lossy mode scores less than the level that is recorded for it, or none is recorded."""
 
 
+class InsufficientMemoryError(RussetError):
+    """What was asked for would not fit in memory; the message has the estimate."""
+
+
 class PredictorError(RussetError):
     """A KV predictor is damaged, or was made for other models than it is used with."""
 

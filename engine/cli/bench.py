@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from russet.bench.peers import PEERS, require_peer
+from russet.bench.peers import IN_PROCESS, require_peer
+from russet.engine.cli.bench_compare import compare
 from russet.engine.cli.bench_kernels import kernels
+from russet.engine.cli.bench_options import dtype_option, generate_option, peer_option, repeat_option
 from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
 from russet.engine.cli.bench_prefill import prefill
 from russet.engine.cli.bench_quality import quality
 from russet.engine.cli.bench_roofline import roofline
 from russet.engine.cli.bench_shape import chosen_bits, random_model, shape_options
+from russet.engine.cli.bench_ttft import ttft
 from russet.engine.cli.lengths import Lengths
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
 
@@ -29,23 +32,21 @@ def command() -> None:
 @command.command()
 @click.option("-m", "--model", help=f"Catalog name, folder, or repository.  [default: {DEFAULT_MODEL}]")
 @shape_options
-@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Time this engine as well.")
+@peer_option(IN_PROCESS)
 @click.option("--prompt-lengths", type=Lengths(), default="512,2048", show_default=True, help="Tokens of the prompts.")
-@click.option("--generate", type=click.IntRange(1), default=128, show_default=True, help="Tokens drawn per run.")
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs per engine and length.")
-@click.option("--cold", is_flag=True, help="Also time whole processes, from start to first token.")
+@generate_option()
+@repeat_option()
 @click.option(
     "--as-installed/--no-as-installed",
     default=True,
     help="On a Linux CPU, mlx-lm with MLX's own BLAS beside the rest, which is slow.  [default: on]",
 )
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision that every engine computes in."
-)
+@dtype_option()
 @json_option("every measured value")
 def decode(model: str | None, json_file: str | None, **settings: Any) -> None:
-    """Time prefill and decoding, engines alternating, in one process.
+    """Time engines from token ids to token ids, and count what a step of decoding costs.
 
+    For work on an engine: for what a user waits for, see `russet bench ttft`. Engines alternate in one process.
     Prompts are real text of exactly the lengths asked for; with --shape they and the weights are random. Decoding is
     greedy and goes on past the end of the reply. Ratios above 1 say that Russet is faster. docs/benchmarks.md defines
     every number. Ctrl-C shows what was finished and exits with 130.
@@ -60,8 +61,8 @@ def decode(model: str | None, json_file: str | None, **settings: Any) -> None:
 
 def _check_shape(model: str | None, settings: dict[str, Any]) -> None:
     """Refuse options that contradict each other, and make a number of --bits."""
-    if settings["shape"] and (model or settings["cold"]):
-        raise click.UsageError("--shape is a model in memory; leave out --model and --cold.")
+    if settings["shape"] and model:
+        raise click.UsageError("--shape is a model in memory; leave out --model.")
     settings["bits"] = chosen_bits(settings["shape"], settings["bits"])
 
 
@@ -94,6 +95,8 @@ def _publish(report: Report, json_file: str | None) -> None:
         write_json(report.to_dict(), json_file)
 
 
+command.add_command(ttft)
+command.add_command(compare)
 command.add_command(kernels)
 command.add_command(prefill)
 command.add_command(quality)

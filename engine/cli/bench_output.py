@@ -47,15 +47,32 @@ def write_json(report: dict[str, Any], file: str, indent: int | None = 1) -> Non
 
 
 @contextmanager
-def listener() -> Iterator[Listener]:
-    """Show on a terminal what runs, in one line that is wiped at the end; say nothing elsewhere."""
+def listener(total: int | None = None) -> Iterator[Listener]:
+    """Show on a terminal what runs, and of how many steps if that is known, in one line that is wiped at the end.
+
+    Elsewhere nothing is shown. The line is drawn anew with every step and never in between, when something is timed.
+    """
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    try:
-        yield lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-    finally:
-        click.echo("\r\x1b[K", nl=False, err=True)
+    from rich import progress
+    from rich.console import Console
+
+    counted = (progress.BarColumn(), progress.MofNCompleteColumn()) if total else ()
+    columns = (progress.TextColumn("{task.description}", markup=False), *counted, progress.TimeElapsedColumn())
+    columns += (progress.TextColumn("left:"), progress.TimeRemainingColumn()) if total else ()
+    with progress.Progress(
+        *columns, console=Console(stderr=True), transient=True, auto_refresh=False, speed_estimate_period=600
+    ) as bars:
+        task = bars.add_task("", total=total)
+        begun = False
+
+        def listen(text: str) -> None:
+            nonlocal begun
+            bars.update(task, advance=1 if begun else 0, description=text, refresh=True)
+            begun = True
+
+        yield listen
 
 
 class Interruptible(Protocol):
@@ -67,10 +84,15 @@ class Interruptible(Protocol):
     def finished(self) -> Any: ...
 
 
-def fill_and_publish(report: Interruptible, fill: Callable[[Listener], None], publish: Callable[[], None]) -> None:
-    """Fill a report and publish it; what was finished is published also where the rest fails or is interrupted."""
+def fill_and_publish(
+    report: Interruptible, fill: Callable[[Listener], None], publish: Callable[[], None], steps: int | None = None
+) -> None:
+    """Fill a report and publish it; what was finished is published also where the rest fails or is interrupted.
+
+    `steps` is how many times `fill` tells its listener what comes next.
+    """
     try:
-        with listener() as listen:
+        with listener(steps) as listen:
             fill(listen)
     except BaseException:
         report.interrupted = True

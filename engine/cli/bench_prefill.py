@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from russet.engine.cli.bench_gate import check_gate
+from russet.engine.cli.bench_options import Names, draft_option, dtype_option
 from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
 from russet.engine.cli.bench_shape import chosen_bits, random_model, shape_options
 from russet.engine.cli.lengths import Lengths
@@ -26,28 +27,14 @@ OF_SHAPE = ("exact", "lazyllm:0.45", "lazyllm:0.22", "specprefill:0.3")
 """What is compared on a shape, whose random prompts have no documents."""
 
 
-class Names(click.ParamType):
-    """`NAME,NAME,...`, without repetitions."""
-
-    name = "NAME,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = value if isinstance(value, tuple) else tuple(dict.fromkeys(str(value).split(",")))
-        if not all(names):
-            self.fail(f"{value!r} has an empty name in it; separate names by single commas.", param, ctx)
-        return names
-
-
 @click.command()
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Catalog name, folder, or repository.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the evaluation data.")
 @click.option("--tasks", type=Names(), default=TASKS, show_default=True, help="What to score.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Rows of every task.")
 @click.option("--prefill", "names", type=Names(), help=f"What to compare.  [default: {','.join(STRATEGIES)}]")
-@click.option("--draft", metavar="MODEL|SHARE", help="SpecPrefill's draft: a model, or a share of the model's layers.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision that every strategy computes in."
-)
+@draft_option()
+@dtype_option()
 @json_option("every row")
 @click.option("--plot", metavar="FILE", help="Draw score against speed-up as a PNG, SVG or PDF file.")
 @click.option(
@@ -75,7 +62,7 @@ def prefill(sources: tuple[Path, ...], gate: bool, record: bool, shape: str | No
     for file in (options["json_file"], options["plot"]):
         check_writable(file)
     if options["plot"]:
-        from russet.bench.plots import require_matplotlib
+        from russet.bench.plot_style import require_matplotlib
 
         require_matplotlib()
     if sources:

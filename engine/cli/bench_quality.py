@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from russet.engine.cli.bench_options import Names, draft_option, dtype_option
 from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
-from russet.engine.cli.bench_prefill import Names
 from russet.engine.cli.options import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ TASKS = "wikitext,lambada,arc_easy,piqa,triviaqa,squad,needle"
 @click.option("--tasks", type=Names(), default=TASKS, show_default=True, help="What to score.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Rows of every task.")
 @click.option("--prefill", "names", type=Names(), default="exact", show_default=True, help="Strategies to compare.")
-@click.option("--draft", metavar="MODEL|SHARE", help="SpecPrefill's draft: a model, or a share of the model's layers.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision to compute in.")
+@draft_option()
+@dtype_option()
 @click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Bits of stored keys and values; 8 is lossy.")
 @json_option("every row")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Show a file of --json; measure nothing.")
@@ -65,10 +65,11 @@ def _measure(
 ) -> None:
     """Score one model after the other, one of them in memory."""
     from russet.bench.environment import environment
+    from russet.bench.model_names import short_names
     from russet.bench.prefill_contenders import contenders
     from russet.bench.quality import chosen
     from russet.bench.quality_report import QualityReport
-    from russet.bench.quality_run import Plan, run, short_names
+    from russet.bench.quality_run import Plan, run
 
     plan = Plan(chosen(tasks), data, limit)
     settings = {"tasks": [task.name for task in plan.tasks], "limit": limit, "dtype": dtype, "kv_bits": kv_bits}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -88,3 +91,15 @@ class FakeContender:
 @pytest.fixture
 def fake() -> type[FakeContender]:
     return FakeContender
+
+
+@pytest.fixture
+def validate() -> Callable[[dict[str, Any]], None]:
+    """Raises jsonschema.ValidationError where a report of `russet bench ttft` does not follow its published schema."""
+    import russet.bench
+    from russet.bench.ttft_report import SCHEMA
+
+    schema = json.loads((Path(russet.bench.__file__).parent / "ttft.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["$id"] == SCHEMA
+    return lambda raw: jsonschema.validate(raw, schema)

@@ -24,7 +24,7 @@ def produce(clock: list[float], seconds: list[float]):
 
 
 def test_prefill_ends_with_the_first_token_and_decoding_counts_the_intervals(clock: list[float]) -> None:
-    found = measure([7] * 30, lambda: produce(clock, [2.0, 0.5, 0.5, 1.0]), weights_bytes=0)
+    found = measure([7] * 30, lambda _: produce(clock, [2.0, 0.5, 0.5, 1.0]), weights_bytes=0)
     assert found.tokens == [0, 1, 2, 3]
     assert found.timings.prefill_s == 2.0
     assert found.timings.prefill_tps == 15.0
@@ -33,7 +33,7 @@ def test_prefill_ends_with_the_first_token_and_decoding_counts_the_intervals(clo
 
 
 def test_a_slow_start_counts_as_prefill(clock: list[float]) -> None:
-    def start():
+    def start(_):
         clock[0] += 3.0
         return produce(clock, [1.0])
 
@@ -45,7 +45,7 @@ def test_memory_is_the_weights_and_what_the_run_adds_to_what_others_hold() -> No
     others = mx.zeros((1 << 20,), dtype=mx.uint8)
     mx.eval(others)
 
-    def tokens():
+    def tokens(_):
         rows = mx.ones((3 << 20,), dtype=mx.uint8)
         mx.eval(rows)
         yield 1
@@ -55,5 +55,5 @@ def test_memory_is_the_weights_and_what_the_run_adds_to_what_others_hold() -> No
 
 
 def test_a_measurement_survives_json(clock: list[float]) -> None:
-    found = measure([7] * 3, lambda: produce(clock, [0.25, 0.125]), weights_bytes=5)
+    found = measure([7] * 3, lambda _: produce(clock, [0.25, 0.125]), weights_bytes=5)
     assert Measurement.from_dict(json.loads(json.dumps(found.to_dict()))) == found

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from russet.bench import cold_start
-from russet.bench.cold_start import ColdRun, Program, mlx_lm_programs, run_cold, russet_program, time_process
+from russet.bench.cold_start import (
+    ColdRun,
+    Program,
+    cold_ratios,
+    mlx_lm_program,
+    run_cold,
+    russet_program,
+    time_process,
+)
 from russet.engine.errors import PeerError
 
 
@@ -36,10 +44,17 @@ def test_programs_alternate_and_the_first_run_of_each_is_not_counted(tmp_path: P
 
 
 def test_both_engines_get_the_same_folder_prompt_and_number_of_tokens(tmp_path: Path) -> None:
-    programs = [russet_program(tmp_path, "float32"), *mlx_lm_programs(tmp_path, "float32", level=True)]
-    assert [program.name for program in programs] == ["russet", "mlx-lm", "mlx-lm as installed"]
-    assert [p.name for p in mlx_lm_programs(tmp_path, None, level=False)] == ["mlx-lm"]
+    programs = [russet_program(tmp_path, "float32"), mlx_lm_program(tmp_path, "float32", level=True)]
+    programs.append(mlx_lm_program(tmp_path, None, level=False))
+    assert [program.name for program in programs] == ["russet", "mlx-lm", "mlx-lm"]
     for program in programs:
         assert str(tmp_path) in program.arguments and "Why is the sky blue?" in program.arguments
         assert program.arguments[program.arguments.index("--max-tokens") + 1] == "1"
     assert ["float32" in program.arguments for program in programs] == [True, True, False]
+
+
+def test_cold_starts_are_compared_in_time_so_that_more_is_faster() -> None:
+    runs = {"russet": [ColdRun(0.5, 1.0)], "mlx-lm": [ColdRun(2.0, 3.0)]}
+    found = cold_ratios(runs, "mlx-lm")
+    assert (found["first_output"].median, found["end"].median) == (4.0, 3.0)
+    assert cold_ratios(runs, "russet") == {} and cold_ratios({"mlx-lm": runs["mlx-lm"]}, "mlx-lm") == {}

@@ -91,9 +91,3 @@ def test_ctrl_c_shows_what_was_finished(bench: Callable[..., Result], monkeypatc
     assert result.exit_code == 130
     assert "| 40 | russet |" in result.stdout and "| 8 |" not in result.stdout
     assert "Interrupted" in result.stdout
-
-
-def test_cold_start_of_a_real_process(bench: Callable[..., Result]) -> None:
-    result = bench("--prompt-lengths", "8", "--generate", "2", "--repeat", "1", "--cold", "--json")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["cold_start"]["russet"]["end_s"]["median"] > 0

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from russet.bench import quality
+from russet.bench.model_names import short_names
 from russet.bench.quality_report import QualityReport, Subject, read_quality
-from russet.bench.quality_run import short_names
 from russet.engine.cli import main
 from russet.engine.errors import BenchmarkDataError
 

@@ -49,8 +49,7 @@ def test_the_table_shows_what_a_step_costs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--shape", "llama-3b", "-m", "smollm2-135m"), "leave out --model and --cold"),
-        (("--shape", "llama-3b", "--cold"), "leave out --model and --cold"),
+        (("--shape", "llama-3b", "-m", "smollm2-135m"), "leave out --model"),
         (("--bits", "4"), "--bits belongs to --shape"),
         (("--shape", "gpt-5"), "'gpt-5' is not one of"),
     ],

@@ -1,0 +1,32 @@
+"""Reading what `--json` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from russet.engine.errors import BenchmarkDataError
+
+Report = TypeVar("Report")
+
+
+def read_report_file(path: Path, schema: str, build: Callable[[dict[str, Any]], Report]) -> Report:
+    """A report of one schema; BenchmarkDataError where the file is none, or of another schema, or not whole."""
+    raw = read_object(path)
+    if raw.get("schema") != schema:
+        raise BenchmarkDataError(f"{path} has the schema {raw.get('schema')!r}; a file with {schema!r} is expected.")
+    try:
+        return build(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BenchmarkDataError(f"{path} is not a whole report ({error!r}); measure again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; BenchmarkDataError where there is none."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchmarkDataError(f"{path} cannot be read as JSON ({error}); name a file of --json.") from error
+    return raw if isinstance(raw, dict) else {}
