@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from russet.converters.recipes.forward import FullSequence, SequenceRows
+from russet.converters.recipes.source import Params
 from russet.engine.prefill.predictor import Seen
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder, Probe
 from russet.models.rope import Positions
+
+MAPS, AUXILIARY = "maps.", "auxiliary."
+"""What the names of trained arrays begin with; a map goes on as in the predictor, a layer by its role."""
 
 
 @dataclass
@@ -58,3 +62,19 @@ def compared_keys(decoder: Decoder, layer: int, keys: mx.array) -> mx.array:
     """Keys as the loss compares them: after their norm where that comes before the rotation, and not rotated."""
     block = decoder.blocks[layer]
     return keys if block.k_norm is None or block.rotate_first else block.k_norm(keys)
+
+
+def flat(seen: Seen, kind: str) -> mx.array:
+    """[batch, rows, width] of what a layer computed; heads lie side by side."""
+    return seen.normed if kind == "normed" else flat_heads(getattr(seen, kind))
+
+
+def flat_heads(x: mx.array) -> mx.array:
+    """[batch, heads, rows, head_dim] -> [batch, rows, heads * head_dim]."""
+    rows = x.transpose(0, 2, 1, 3)
+    return rows.reshape(*rows.shape[:2], -1)
+
+
+def under(arrays: Params, prefix: str) -> Params:
+    """The arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

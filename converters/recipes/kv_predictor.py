@@ -13,16 +13,25 @@ The paper's own settings are layers="spread", inputs="keys_values", trained=all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, cast, get_args
+from typing import Any, ClassVar, cast, get_args
 
 import mlx.core as mx
 
 from russet.converters.recipes.base import Batch, Loss, Objective, Options, Recipe, Teacher, Treatment
 from russet.converters.recipes.forward import FullSequence, Rows, decoder_of, head_of
-from russet.converters.recipes.kv_forward import PredictedSequence, Watch, compared_keys
+from russet.converters.recipes.kv_forward import (
+    AUXILIARY,
+    MAPS,
+    PredictedSequence,
+    Watch,
+    compared_keys,
+    flat,
+    under,
+)
+from russet.converters.recipes.kv_report import predictor_report
 from russet.converters.recipes.losses import head_loss
 from russet.converters.recipes.ridge import Ridge
 from russet.converters.recipes.source import Params, Source
@@ -34,9 +43,6 @@ from russet.engine.prefill.predictor_folder import write_predictor
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder
 from russet.models.layer_pruned import first_layers, pruned_config, spread_layers
-
-MAPS, AUXILIARY = "maps.", "auxiliary."
-"""What the names of trained arrays begin with; a map goes on as in the predictor, a layer by its role."""
 
 _RIDGE = 1e-3
 _LAYERS = {"first": first_layers, "spread": spread_layers}
@@ -115,16 +121,16 @@ class KVPredictor(Recipe):
         regressions = {self._input(i, part): Ridge() for i in self.mapped for part in PARTS}
         start = self._auxiliary_start()
         for batch in batches:
-            base, auxiliary = self._observe(batch.tokens, start)
+            base, auxiliary = self.observe(batch.tokens, start)
             mx.eval([[seen.keys, seen.values, seen.normed] for seen in [*base.values(), *auxiliary.values()]])
             for (source, kind), ridge in regressions.items():
                 fed = {
-                    f"layers.{i}.{p}": _flat(base[i], p)
+                    f"layers.{i}.{p}": flat(base[i], p)
                     for i in self.mapped
                     for p in PARTS
                     if self._input(i, p) == (source, kind)
                 }
-                ridge.add(_flat(auxiliary[source], kind), fed)
+                ridge.add(flat(auxiliary[source], kind), fed)
         for ridge in regressions.values():
             self._solved |= ridge.solve(_RIDGE)
 
@@ -160,6 +166,10 @@ class KVPredictor(Recipe):
         """A predictor's folder (engine/prefill/predictor_folder.py)."""
         write_predictor(self.predictor(params), folder)
 
+    def report(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
+        """What kv_report.py measures."""
+        return predictor_report(self, params, batches, progress)
+
     def predictor(self, params: Params) -> Predictor:
         """The predictor of the trained arrays."""
         weights = {n.removeprefix(MAPS): a.astype(mx.float16) for n, a in params.items() if n.startswith(MAPS)}
@@ -190,7 +200,7 @@ class KVPredictor(Recipe):
         arrays = {name: array for name, array in self._base.items() if not name.startswith("layers.")}
         for j in range(self.shared, len(self.kept)):
             arrays |= _layer(self._base, self.kept[j], j - self.shared)
-            arrays |= _layer(_under(params, AUXILIARY), j, j - self.shared)
+            arrays |= _layer(under(params, AUXILIARY), j, j - self.shared)
         return arrays
 
     def _rows(
@@ -201,7 +211,7 @@ class KVPredictor(Recipe):
         for i in self.mapped:
             source = self.layer_map[i]
             assert source is not None
-            keys, values = (self._map(params, i, part, seen[source]) for part in PARTS)
+            keys, values = (self.map_rows(params, i, part, seen[source]) for part in PARTS)
             true = watch.seen[i]
             pairs = ((compared_keys(base, i, keys), compared_keys(base, i, true.keys)), (values, true.values))
             for part, (ours, theirs) in zip(PARTS, pairs, strict=True):
@@ -210,10 +220,10 @@ class KVPredictor(Recipe):
             cache.give(base, i, keys, values)
         return cache, {f"l1_{part}": total / len(base.blocks) for part, total in apart.items()}
 
-    def _map(self, params: Params, layer: int, part: str, seen: Seen) -> mx.array:
+    def map_rows(self, params: Params, layer: int, part: str, seen: Seen) -> mx.array:
         name, spec = f"{MAPS}layers.{layer}.{part}", self.source.config.layers[layer]
         weight, bias = (params[f"{name}.{kind}"].astype(self.dtype) for kind in ("weight", "bias"))
-        x = _flat(seen, part if self._options.inputs == "keys_values" else "normed")
+        x = flat(seen, part if self._options.inputs == "keys_values" else "normed")
         rows = x @ weight.T + bias
         return rows.reshape(*rows.shape[:2], spec.kv_heads, spec.head_dim).transpose(0, 2, 1, 3)
 
@@ -224,7 +234,7 @@ class KVPredictor(Recipe):
             arrays |= _layer(self.source.weights, self.kept[j], j)
         return arrays
 
-    def _observe(self, tokens: mx.array, own: Params) -> tuple[dict[int, Seen], dict[int, Seen]]:
+    def observe(self, tokens: mx.array, own: Params) -> tuple[dict[int, Seen], dict[int, Seen]]:
         """What all layers of the base and of the auxiliary compute of some text."""
         base, h, watch = self._shared_rows(tokens)
         cache = _as_cache(FullSequence(base.config))
@@ -263,18 +273,6 @@ def _layer(arrays: Params, layer: int, new: int) -> Params:
     """One layer's arrays under another number."""
     prefix = f"layers.{layer}."
     return {f"layers.{new}.{n.removeprefix(prefix)}": array for n, array in arrays.items() if n.startswith(prefix)}
-
-
-def _under(arrays: Params, prefix: str) -> Params:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _flat(seen: Seen, kind: str) -> mx.array:
-    """[batch, rows, width] of what a layer computed; heads lie side by side."""
-    if kind == "normed":
-        return seen.normed
-    rows = getattr(seen, kind).transpose(0, 2, 1, 3)
-    return rows.reshape(*rows.shape[:2], -1)
 
 
 def _as_cache(rows: FullSequence) -> KVCache:

@@ -83,20 +83,25 @@ class TwoBit:
         return [name for name in params if self.rounds(name)]
 
     def start(self, weights: Params) -> Params:
-        """Clipping factors of 1 for the weights, whose scales with the least error are kept."""
-        factors: Params = {}
-        for i, role in enumerate(self.roles(weights)):
+        """The arrays that come to the weights, whose scales with the least error are kept."""
+        for role in self.roles(weights):
             rows = self.stored(role, weights[role])
             check_group(self.group, rows.shape[1])
             self.nearest[role] = nearest_scales(rows, self.group)
             mx.eval(self.nearest[role])
-            factors[role + CLIP] = mx.zeros((1, 1) if self.clip == "tensor" else self.nearest[role].shape)
+        return self.factors(weights)
+
+    def factors(self, weights: Params) -> Params:
+        """Clipping factors of 1, and adapters that change nothing."""
+        added: Params = {}
+        for i, role in enumerate(self.roles(weights)):
+            added[role + CLIP] = mx.zeros((1, 1) if self.clip == "tensor" else self.nearest[role].shape)
             if self.adapter:
                 out, into = weights[role].shape
                 noise = mx.random.normal((self.adapter, into), key=mx.random.key(i))
-                factors[role + ADAPTER_A] = noise * into**-0.5
-                factors[role + ADAPTER_B] = mx.zeros((out, self.adapter))
-        return factors
+                added[role + ADAPTER_A] = noise * into**-0.5
+                added[role + ADAPTER_B] = mx.zeros((out, self.adapter))
+        return added
 
     def weights(self, params: Params, share: mx.array | None = None) -> Params:
         """What the folder will hold, by role, in float32; gradients go straight through the rounding.

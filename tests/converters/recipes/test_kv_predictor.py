@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from russet.converters.recipes.base import Batch, Objective
-from russet.converters.recipes.kv_predictor import AUXILIARY, MAPS, KVPredictor, PredictorOptions
+from russet.converters.recipes.kv_forward import AUXILIARY, MAPS
+from russet.converters.recipes.kv_predictor import KVPredictor, PredictorOptions
 from russet.converters.recipes.optimizer import AdamW
 from russet.converters.recipes.ridge import Ridge
 from russet.converters.recipes.source import Params, Source
@@ -87,6 +88,18 @@ def test_calibration_comes_closer_than_the_projections_of_the_base(source: Sourc
     ]
     assert losses[0]["l1_keys"].item() < losses[1]["l1_keys"].item()
     assert losses[0]["l1_values"].item() < losses[1]["l1_values"].item()
+
+
+def test_the_report_tells_the_work_and_what_is_explained(source: Source, batches: list[Batch]) -> None:
+    recipe, params = opened(source, VARIANTS["frozen"], batches[:1])
+    report = recipe.report(params, batches[:1], lambda: None)
+    # Two whole layers and the third's keys and values, against one whole, the second's, and two maps of 32 x 64.
+    layer, rows = 64 * (64 + 32 + 32 + 64 + 3 * 96), 2 * 32 * 64
+    assert report["prefill_share"] == pytest.approx((layer + rows + rows) / (2 * layer + rows))
+    assert (report["kept"], report["map_weights"], report["own_weights"]) == ([0, 1], rows, 0)
+    assert set(report["explained"]) == {"layers.2.keys", "layers.2.values"}
+    worse = recipe.report({n: a * 0.5 for n, a in params.items()}, batches[:1], lambda: None)
+    assert all(0 < worse["explained"][name] < value < 1 for name, value in report["explained"].items())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from russet.converters.recipes.base import Batch
 from russet.converters.recipes.forward import hidden_rows
 from russet.converters.recipes.optimizer import AdamW
-from russet.converters.recipes.qat2 import QAT2, QatOptions
+from russet.converters.recipes.qat2 import QAT2, QatOptions, mlx_rounded
 from russet.converters.recipes.source import Params, Source
 from russet.converters.recipes.trainer import teacher_of
 from russet.converters.recipes.two_bit import CLIP, TwoBit, affine
@@ -134,6 +135,23 @@ def test_a_folder_has_no_offsets_and_its_size_is_what_the_report_says(source: So
     assert 8 * sum(array.nbytes for array in body.values()) / count == report["bits_per_body_weight"] == 2.5
     assert report["codes_changed"] == 0 and report["clipping"] == {"least": 1.0, "mean": 1.0, "most": 1.0}
     assert recipe.report(moved(params), batches, lambda: None)["codes_changed"] > 0.01
+
+
+def test_the_report_tells_what_training_won_back(source: Source, batches: list[Batch]) -> None:
+    recipe, params = opened(source)
+    told, once = recipe.report(params, batches, lambda: None), recipe.report(moved(params), batches, lambda: None)
+    assert told["gap"] == {"perplexity": 1.0, "nats": 1.0} and once["gap"]["nats"] != 1.0
+    found = told["perplexity"]
+    assert found["result"] == found["round_to_nearest"] and len(set(found.values())) == 4
+    rows = hidden_rows(recipe.decoder(params, START), batches[0].tokens)
+    logits = recipe.decoder(params, START).output(rows.final)
+    loss = nn.losses.cross_entropy(logits, batches[0].labels, reduction="mean").item()
+    assert np.log(recipe.report(params, batches[:1], lambda: None)["perplexity"]["result"]) == pytest.approx(
+        loss, rel=1e-4
+    )
+    four = mlx_rounded(source.weights, 4)["layers.0.q"]
+    packed = mx.quantize(source.weights["layers.0.q"].astype(mx.float16), 64, 4)
+    assert mx.allclose(four, mx.dequantize(*packed, 64, 4), atol=1e-3)
 
 
 def test_packed_weights_with_an_adapter_multiply_as_expanded_ones_do(

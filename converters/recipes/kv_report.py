@@ -1,0 +1,54 @@
+"""What is measured of a trained predictor beside its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from russet.converters.recipes.base import Batch
+from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, flat, flat_heads, under
+from russet.converters.recipes.source import Params
+
+if TYPE_CHECKING:
+    from russet.converters.recipes.kv_predictor import KVPredictor
+
+
+def predictor_report(
+    recipe: KVPredictor, params: Params, batches: Sequence[Batch], progress: Callable[[], None]
+) -> dict[str, Any]:
+    """Prefill's weights a token as a share of exact prefill's, and how well rows of each layer are predicted.
+
+    `explained` is 1 minus the squared error over the variance of the base's keys and values, by layer.
+    """
+    mapped = [name for name in params if name.startswith(MAPS) and name.endswith(".weight")]
+    own = {name: params[name] for name in params if name.startswith(AUXILIARY)}
+    explained: dict[str, list[float]] = {name: [] for name in mapped}
+    for batch in batches:
+        base, auxiliary = recipe.observe(batch.tokens, under(own, AUXILIARY))
+        for name in mapped:
+            layer, part = name.split(".")[2:4]
+            source = recipe.layer_map[int(layer)] or 0
+            found = flat_heads(recipe.map_rows(params, int(layer), part, auxiliary[source])).astype(mx.float32)
+            true = flat(base[int(layer)], part).astype(mx.float32)
+            spread = mx.square(true - true.mean(axis=(0, 1))).sum()
+            explained[name].append((1 - mx.square(found - true).sum() / spread).item())
+        progress()
+    maps = sum(params[name].size for name in mapped)
+    return {
+        "kept": list(recipe.kept),
+        "map_weights": maps,
+        "own_weights": sum(array.size for array in own.values()),
+        "prefill_share": (_weights_a_row(recipe.source.weights, recipe.kept) + maps)
+        / _weights_a_row(recipe.source.weights, range(len(recipe.source.config.layers))),
+        "explained": {n.removeprefix(MAPS).removesuffix(".weight"): sum(v) / len(v) for n, v in explained.items()},
+    }
+
+
+def _weights_a_row(weights: Params, layers: Sequence[int]) -> int:
+    """Weights that a prompt's row meets in layers the last of which only has to give keys and values."""
+    sizes = {i: [n for n in weights if n.startswith(f"layers.{i}.") and weights[n].ndim == 2] for i in layers}
+    last = [f"layers.{layers[-1]}.{part}" for part in ("k", "v")]
+    names = [name for i in layers[:-1] for name in sizes[i]] + last
+    return sum(weights[name].size for name in names)
