@@ -11,7 +11,9 @@ import numpy as np
 from russet.bench.quality_tokens import Span
 from russet.engine.likelihood import log_probabilities
 from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
+from russet.engine.prefill.exact import Exact
 from russet.models.decoder import Decoder
+from russet.models.runtimes.base import PackageDecoder
 
 if TYPE_CHECKING:
     from russet.engine.api import Model
@@ -31,8 +33,11 @@ def exactly(model: Model, spans: Sequence[Span], pass_rows: int) -> list[Said]:
     """Score sequences as one pass over each would, several a pass of at most `pass_rows` rows.
 
     Sequences of similar length go together, filled up at their ends, where nothing that counts sees it. So the number
-    of rows in a pass changes results by rounding alone.
+    of rows in a pass changes results by rounding alone. A package, which gives the last token's logits alone, goes
+    token by token.
     """
+    if isinstance(model.decoder, PackageDecoder):
+        return [behind(model, Exact(), span.context, [span.continuation])[0][0] for span in spans]
     found: dict[int, Said] = {}
     for group in _packed(spans, pass_rows):
         for index, said in zip(group, _one_pass(model, [spans[i] for i in group]), strict=True):
@@ -126,7 +131,7 @@ def behind(
 def _follow(model: Model, prefilled: Prefilled, cache: Any, continuation: Sequence[int]) -> mx.array:
     """Logits [n, vocab] of a continuation's tokens; all but the last one are appended to the cache."""
     parts, rest = [prefilled.logits], list(continuation[:-1])
-    if prefilled.extend is not None:
+    if prefilled.extend is not None or isinstance(model.decoder, PackageDecoder):
         step = model.step(cache, prefilled.extend)
         parts += [step(mx.array([[token]])) for token in rest]
     elif rest:

@@ -6,17 +6,22 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 import russet
 from russet.bench.prefill_contenders import Contender
 from russet.bench.quality import Scores, compare, evaluate, with_decoder
+from russet.bench.quality_metrics import Metric
 from russet.bench.quality_score import Said, behind, exactly
 from russet.bench.quality_tokens import Span, continued, halved, windows
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.lazyllm import LazyLLM
 from russet.engine.prefill.pruning import Staged
+from russet.models.config_file import read_config
+from russet.models.opening import Opened
+from russet.models.runtimes.base import ForeignDecoder, PackageDecoder
 
 PASSAGE = "The quick brown fox jumps over the lazy dog, and then it runs away into the dark green wood. "
 
@@ -49,11 +54,46 @@ def test_windows_shared_rows_and_uneven_layers_are_batched_as_well(name: str, ti
 
     golden = with_decoder(tiny_model, load_decoder(Path(__file__).parents[1] / "golden" / name))
     most = golden.decoder.config.vocab_size
-    found = [Span([token % most for token in span.tokens], span.first) for span in spans(12, 60)]
+    found = [
+        Span([token % most for token in span.tokens], max(span.first, len(span.tokens) // 2)) for span in spans(12, 60)
+    ]
     together = exactly(golden, found, 10_000)
     for span, said in zip(found, together, strict=True):
         (left,), _ = behind(golden, Exact(), span.context, [span.continuation])
         assert close(said, left)
+
+
+class Package(PackageDecoder):
+    """A package of chunks of 8 tokens, computed by a model of ours."""
+
+    chunk, runtime = 8, "made up"
+
+    def __init__(self, model: russet.Model) -> None:
+        self.decoder, self.max_positions, self.vocab_size = model.decoder, model.max_positions, model.vocab_size
+
+    def make_state(self) -> list[int]:
+        return []
+
+    def run(self, tokens: np.ndarray, position: int, state: list[int]) -> np.ndarray:
+        state[position:] = tokens.tolist()
+        logits = self.decoder.extend(mx.array([state]), self.decoder.new_cache())
+        return np.array(logits[0, -1])
+
+
+def foreign(model: russet.Model, decoder: ForeignDecoder) -> russet.Model:
+    opened = Opened(decoder, None, model.max_positions)
+    return russet.Model("foreign", model.path, model.files, opened, model.tokenizer, 16, 0.0)
+
+
+def test_packages_and_mlx_lm_score_as_our_own_decoder_does(tiny_model: russet.Model) -> None:
+    pytest.importorskip("mlx_lm")
+    from russet.models.fallback import load_foreign
+
+    found = spans(12, 40)
+    ours = exactly(tiny_model, found, 500)
+    for decoder in (Package(tiny_model), load_foreign(tiny_model.path, read_config(tiny_model.path), "float32")):
+        theirs = exactly(foreign(tiny_model, decoder), found, 500)
+        assert all(close(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_continuations_behind_exact_prefill_are_those_of_one_pass(tiny_model: russet.Model) -> None:
@@ -109,6 +149,14 @@ def test_windows_score_every_token_once_and_the_last_one_reaches_back(tiny_model
     assert found[2] == Span(tokens[-41:], 41 - (len(tokens) - 80))
     assert [halved(span).first for span in found] == [20, 20, max(20, found[2].first)]
     assert list(windows(tiny_model.tokenizer, "", 40)) == []
+
+
+def test_a_text_begins_behind_the_bos_token_where_there_is_one(
+    tiny_model: russet.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model.tokenizer, "bos_id", 256)
+    (window,) = windows(tiny_model.tokenizer, "ab", 40)
+    assert window.tokens == [256, *tiny_model.tokenizer.encode("ab")]
 
 
 def lambada(folder: Path, rows: int, words: int = 9) -> Path:
@@ -185,4 +233,29 @@ def test_models_are_compared_on_the_rows_that_both_have(tiny_model: russet.Model
     assert (acc.rows, acc.estimate.value) == (8, 1.0)
     assert perplexity.estimate.value == pytest.approx(np.exp(-0.5))
     assert perplexity.estimate.low == pytest.approx(perplexity.estimate.high)
+    back, _ = compare(scores, better)
+    assert (back.rows, back.estimate.value) == (8, -1.0)
     assert compare(replace(better, rows={}), scores) == []
+
+
+def test_perplexities_over_other_tokens_are_not_compared() -> None:
+    metric = Metric("perplexity", "perplexity", "log", "tokens")
+    ours, theirs = [{"log": -2.0, "tokens": 3.0}], [{"log": -2.0, "tokens": 4.0}]
+    assert metric.compare(ours, theirs) is None
+    found = metric.compare(ours, ours)
+    assert found is not None and found.value == 1.0
+
+
+def test_a_primed_strategy_runs_once_more_before_every_reply(tiny_model: russet.Model, tmp_path: Path) -> None:
+    query = "Title: T\nBackground: B.\nQuestion: Q?\nAnswer:"
+    (tmp_path / "squad.jsonl").write_text(json.dumps({"query": query, "answers": ["a"]}) + "\n")
+    ran: list[int] = []
+
+    class Counting(Exact):
+        def __call__(self, decoder, prompt, cache):
+            ran.append(len(prompt.tokens))
+            return super().__call__(decoder, prompt, cache)
+
+    for primed in (False, True):
+        evaluate(tiny_model, ["squad"], tmp_path, prefill=Contender("x", Counting(), primed))
+    assert len(ran) == 3 and len(set(ran)) == 1
