@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from russet.kernels.backend import Backend
 from russet.kernels.base import Inputs, Kernel, Launch
-from russet.kernels.matvec_launch import SIMDGROUPS, TOLERANCE, float_bits, grid, rows_per_simdgroup, sample_rows
+from russet.kernels.matvec_launch import TOLERANCE, float_bits, sample_rows, shares
 from russet.kernels.packed import Format, product
 from russet.kernels.sheet import Form, example_forms, parts_of, random_sheet
 from russet.models.activations import gated
@@ -72,16 +72,18 @@ def _reference(form: Form, eps: float, activation: Activation | None, *inputs: m
 
 def _launch(form: Form, eps: float, activation: Activation | None, target: Backend, *inputs: mx.array) -> Launch:
     rows, parts = inputs[-1].shape[0], 2 if activation else 1
-    results, each = rows // parts, max(1, rows_per_simdgroup(rows) // parts)
+    share = shares(target, rows, form.kind.bits)
+    results, each = rows // parts, max(1, share.rows // parts)
     template = (
         *form.template,
         ("OUTPUTS", each),
-        ("SIMDGROUPS", SIMDGROUPS),
+        ("SIMDGROUPS", share.simdgroups),
+        ("STAGES", share.stages),
         ("ACT", _ACT[activation]),
         ("EPS", float_bits(eps)),
     )
     shapes = ((results,), (form.k,))[: form.gains]
-    return Launch(*grid(results, each), template, shapes, (mx.float32,) * len(shapes))
+    return Launch(*share.grid(results, each), template, shapes, (mx.float32,) * len(shapes))
 
 
 def _examples(form: Form) -> Iterator[Inputs]:

@@ -18,7 +18,7 @@ import mlx.core as mx
 from russet.kernels.attend_reference import merge, random_parts, splits_of
 from russet.kernels.backend import Backend
 from russet.kernels.base import Inputs, Kernel, Launch
-from russet.kernels.matvec_launch import SIMDGROUPS, TOLERANCE, grid, rows_per_simdgroup, sample_rows
+from russet.kernels.matvec_launch import TOLERANCE, sample_rows, shares
 from russet.kernels.packed import product
 from russet.kernels.sheet import Form, parts_of, random_sheet
 
@@ -96,11 +96,13 @@ def _reference(form: Form, x: mx.array, *rest: mx.array) -> list[mx.array]:
     return [residual[0] + y if residual else y]
 
 
-def _launch(form: Form, sizes: tuple[tuple[str, int], ...], target: Backend, *inputs: mx.array) -> Launch:
+def _launch(form: Form, merged: tuple[tuple[str, int], ...], target: Backend, *inputs: mx.array) -> Launch:
+    """Merged heads wait in threadgroup memory whole, anything else in stages."""
     rows = inputs[-1].shape[0]
-    each = rows_per_simdgroup(rows)
-    template = (*form.template, ("OUTPUTS", each), ("SIMDGROUPS", SIMDGROUPS), *sizes)
-    return Launch(*grid(rows, each), template, ((rows,),), (mx.float32,))
+    share = shares(target, rows, form.kind.bits)
+    sizes = merged or (("STAGES", share.stages),)
+    template = (*form.template, ("OUTPUTS", share.rows), ("SIMDGROUPS", share.simdgroups), *sizes)
+    return Launch(*share.grid(rows, share.rows), template, ((rows,),), (mx.float32,))
 
 
 def _sample(form: Form, residual: bool, inputs: Inputs, x_like: Callable[[Form, mx.array | None], mx.array]) -> Inputs:

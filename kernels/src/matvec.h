@@ -147,3 +147,25 @@ inline void multiply(thread const chunk_rows<BITS, COUNT>& rows, TG(float) waiti
     sum[o] += word_dot<T, BITS>::finish(product, total, rows.scale[o], rows.offset[o]);
   }
 }
+
+// Blocks of x, STAGES at most, that hold what is `left` of it.
+template <int BITS, int STAGES> inline uint stage_blocks(uint left) {
+  const uint blocks = (left + packing<BITS>::BLOCK - 1u) / packing<BITS>::BLOCK;
+  return blocks < uint(STAGES) ? blocks : uint(STAGES);
+}
+
+// Add the products of COUNT rows with `blocks` blocks of x, those from `start` on, that wait. `rows` holds the first of
+// their chunks when it comes in, and the one after them when it goes out: the next chunk is always on its way.
+template <typename T, int BITS, int G, int BALANCED, int COUNT>
+inline void multiply_stage(thread chunk_rows<BITS, COUNT>& rows, const device uint* w, const device T* scales,
+                           const device T* offsets, uint k, uint start, uint blocks, thread const uint* row,
+                           TG(float) waiting, uint lane, thread float* sum) {
+  constexpr uint BLOCK = packing<BITS>::BLOCK, CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
+  for (uint b = 0; b < blocks; b++) {
+    chunk_rows<BITS, COUNT> next = rows;
+    const uint after = start + (b + 1u) * BLOCK;
+    if (after < k) fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, after / CHUNK + lane, row, next);
+    multiply<T, BITS, COUNT>(rows, waiting + (b * 32u + lane) * PITCH, sum);
+    rows = next;
+  }
+}

@@ -55,13 +55,7 @@ for (uint i = index; i < BLOCKS * BLOCK; i += THREADS) {
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
-for (uint begin = 0; begin < k; begin += BLOCK) {
-  chunk_rows<BITS, OUTPUTS> next = rows;
-  if (begin + BLOCK < k)
-    fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, (begin + BLOCK) / uint(CHUNK) + lane, row, next);
-  multiply<T, BITS, OUTPUTS>(rows, waiting + (begin / uint(CHUNK) + lane) * uint(PITCH), sum);
-  rows = next;
-}
+multiply_stage<T, BITS, G, BALANCED, OUTPUTS>(rows, w, scales, offsets, k, 0u, BLOCKS, row, waiting, lane, sum);
 
 for (int o = 0; o < OUTPUTS; o++) {
   float total = simd_sum(sum[o]);

@@ -2,9 +2,9 @@
 // A simdgroup makes OUTPUTS results; its lanes share K. The root mean square leaves the sum, so that nothing waits for it.
 // With POST_NORM, h is first h + y / rms(y) * post, and comes out as h_out.
 constexpr int CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
-constexpr uint BLOCK = packing<BITS>::BLOCK, THREADS = 32 * SIMDGROUPS;
+constexpr uint BLOCK = packing<BITS>::BLOCK, STAGE = STAGES * BLOCK, THREADS = 32 * SIMDGROUPS;
 constexpr int COUNT = ACT ? 2 * OUTPUTS : OUTPUTS;
-threadgroup float4 staged[8 * PITCH];
+threadgroup float4 staged[STAGES * 8 * PITCH];
 threadgroup float gathered[SIMDGROUPS];
 TG(float) waiting = (TG(float))staged;
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
@@ -44,9 +44,10 @@ post_scale = metal::rsqrt(post_scale / float(k) + eps);
 #endif
 
 float squares = 0.0f;
-for (uint begin = 0; begin < k; begin += BLOCK) {
-  for (uint i = 4u * index; i < BLOCK; i += 4u * THREADS) {
-    const uint at = begin + i;
+for (uint start = 0; start < k; start += STAGE) {
+  const uint blocks = stage_blocks<BITS, STAGES>(k - start);
+  for (uint i = 4u * index; i < blocks * BLOCK; i += 4u * THREADS) {
+    const uint at = start + i;
     float x[4], factor[4];
     for (int j = 0; j < 4; j++) x[j] = 0.0f;
     if (at < k) {
@@ -69,11 +70,7 @@ for (uint begin = 0; begin < k; begin += BLOCK) {
     for (int j = 0; j < 4; j++) waiting[i / uint(CHUNK) * uint(PITCH) + i % uint(CHUNK) + uint(j)] = x[j];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  chunk_rows<BITS, COUNT> next = rows;
-  if (begin + BLOCK < k)
-    fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, (begin + BLOCK) / uint(CHUNK) + lane, row, next);
-  multiply<T, BITS, COUNT>(rows, waiting + lane * uint(PITCH), sum);
-  rows = next;
+  multiply_stage<T, BITS, G, BALANCED, COUNT>(rows, w, scales, offsets, k, start, blocks, row, waiting, lane, sum);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 

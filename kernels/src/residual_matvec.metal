@@ -1,7 +1,7 @@
 // y = W x + bias, plus the residual where there is one. A simdgroup makes OUTPUTS results; its lanes share K.
 constexpr int CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
-constexpr uint BLOCK = packing<BITS>::BLOCK, THREADS = 32 * SIMDGROUPS;
-threadgroup float4 staged[8 * PITCH];
+constexpr uint BLOCK = packing<BITS>::BLOCK, STAGE = STAGES * BLOCK, THREADS = 32 * SIMDGROUPS;
+threadgroup float4 staged[STAGES * 8 * PITCH];
 TG(float) waiting = (TG(float))staged;
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
 const uint index = thread_index_in_threadgroup, k = x_shape[0], n = sheet_shape[0];
@@ -21,19 +21,16 @@ for (int o = 0; o < OUTPUTS; o++) {
 chunk_rows<BITS, OUTPUTS> rows;
 fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, lane, row, rows);
 
-for (uint begin = 0; begin < k; begin += BLOCK) {
-  for (uint i = 4u * index; i < BLOCK; i += 4u * THREADS) {
+for (uint start = 0; start < k; start += STAGE) {
+  const uint blocks = stage_blocks<BITS, STAGES>(k - start);
+  for (uint i = 4u * index; i < blocks * BLOCK; i += 4u * THREADS) {
     float value[4];
     for (int j = 0; j < 4; j++) value[j] = 0.0f;
-    if (begin + i < k) load_four<float>(x + begin + i, value);
+    if (start + i < k) load_four<float>(x + start + i, value);
     for (int j = 0; j < 4; j++) waiting[i / uint(CHUNK) * uint(PITCH) + i % uint(CHUNK) + uint(j)] = value[j];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  chunk_rows<BITS, OUTPUTS> next = rows;
-  if (begin + BLOCK < k)
-    fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, (begin + BLOCK) / uint(CHUNK) + lane, row, next);
-  multiply<T, BITS, OUTPUTS>(rows, waiting + lane * uint(PITCH), sum);
-  rows = next;
+  multiply_stage<T, BITS, G, BALANCED, OUTPUTS>(rows, w, scales, offsets, k, start, blocks, row, waiting, lane, sum);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 

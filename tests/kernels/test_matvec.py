@@ -12,9 +12,10 @@ from russet.kernels import embed_row as embed_module
 from russet.kernels import norm_matvec as norm_module
 from russet.kernels import residual_matvec as residual_module
 from russet.kernels.attend_reference import random_parts
+from russet.kernels.backend import text
 from russet.kernels.base import relative_error, variant_name
 from russet.kernels.embed_row import embed_row
-from russet.kernels.matvec_launch import rows_per_simdgroup, sample_rows
+from russet.kernels.matvec_launch import chunk, sample_rows, shares
 from russet.kernels.norm_matvec import norm_matvec
 from russet.kernels.packed import Format, dense_rows, none
 from russet.kernels.residual_matvec import merge_matvec, residual_matvec
@@ -149,6 +150,27 @@ def test_attention_merges_from_its_parts(splits, heads, dim):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("kind", "dtype"), [FORMATS[i] for i in (0, 2, 4, 6, 9)])
+@pytest.mark.parametrize("k", [896, 4096, 5248])
+def test_input_in_stages_as_cuda_takes_it(kind, dtype, k):
+    """Threadgroups of eight simdgroups, and more of the input at once than one block; the last stage is short."""
+    form = Form(k, kind, dtype, gains=1)
+    h, sheet = inputs = norm_module.random_inputs(form, 37)
+    expected = rows(form, sheet) @ norm(wide(h), parts_of(form, sheet).gains[0], 1e-5)
+    (y,) = simulate_all_orders(norm_matvec(form, 1e-5), inputs, "cuda")
+    assert error(y, expected) < 3e-6
+    form = Form(k, kind, dtype)
+    x, residual, sheet = inputs = residual_module.random_inputs(form, 37)
+    (y,) = simulate_all_orders(residual_matvec(form, True), inputs, "cuda")
+    assert error(y, wide(residual) + rows(form, sheet) @ wide(x)) < 3e-6
+
+
+def test_chunks_are_those_of_the_kernels():
+    for bits in (2, 4, 8, 16, 32):
+        assert f"BITS == {bits} ? {chunk(bits)}" in text("matvec.h") or chunk(bits) == 32
+
+
+@needs_compiler
 def test_a_part_that_saw_no_row_does_not_count():
     form = Form(64, *FORMATS[2])
     parts = np.array(random_parts(2, 1, 64))
@@ -220,7 +242,7 @@ def test_a_sample_launches_the_variant_it_stands_for(n):
         sample = kernel.sample(*inputs)
         wanted, launched = (variant_name(kernel.launch("cuda", *given), given) for given in (inputs, sample))
         assert launched == wanted
-        assert rows_per_simdgroup(sample_rows(n)) == rows_per_simdgroup(n)
+        assert all(shares(target, sample_rows(n), 4) == shares(target, n, 4) for target in ("metal", "cuda"))
 
 
 def test_absent_parts_have_a_shape_of_their_own():

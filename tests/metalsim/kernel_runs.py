@@ -7,13 +7,13 @@ from typing import Any
 import mlx.core as mx
 from metalsim import ORDERS, metal_kernel
 
-from russet.kernels.backend import body, header
+from russet.kernels.backend import Backend, body, header
 from russet.kernels.base import Inputs, Kernel
 
 
-def simulate(kernel: Kernel, inputs: Inputs, **options: Any) -> list[mx.array]:
-    """The outputs; `options` are those of metalsim's call."""
-    launch = kernel.launch("metal", *inputs)
+def simulate(kernel: Kernel, inputs: Inputs, target: Backend = "metal", **options: Any) -> list[mx.array]:
+    """The outputs of the Metal text, cut as for `target`; `options` are those of metalsim's call."""
+    launch = kernel.launch(target, *inputs)
     source, preamble = body(kernel.body, kernel.inputs, "metal"), header(kernel.headers, "metal")
     run = metal_kernel(kernel.name, kernel.inputs, kernel.outputs, source, preamble, not kernel.strided)
     call = {
@@ -32,10 +32,10 @@ def first_threadgroup(kernel: Kernel, inputs: Inputs) -> None:
     simulate(kernel, inputs, grid=kernel.launch("metal", *inputs).threadgroup)
 
 
-def simulate_all_orders(kernel: Kernel, inputs: Inputs) -> list[mx.array]:
+def simulate_all_orders(kernel: Kernel, inputs: Inputs, target: Backend = "metal") -> list[mx.array]:
     """The outputs, which have to be the same bits in every order of threads and over any earlier contents."""
     runs = [
-        simulate(kernel, inputs, order=order, fill=fill, guard_start=order == "reverse")
+        simulate(kernel, inputs, target, order=order, fill=fill, guard_start=order == "reverse")
         for order, fill in zip(ORDERS, (0xFF, 0x00, 0x5A), strict=True)
     ]
     for others in runs[1:]:
