@@ -37,7 +37,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/pyright
 
 bench: $(VENV)/.test
-	$(VENV)/bin/russet bench ttft -m "$(MODEL)" --peer mlx-lm $(ARGS)
+	$(VENV)/bin/russet bench ttft -m "$(MODEL)" --prompt-lengths 128,512 --peer mlx-lm $(ARGS)
 
 parity: $(PARITY_VENV)/.parity
 	$(PARITY_VENV)/bin/python tests/parity/run.py $(ARGS)
