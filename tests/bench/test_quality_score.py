@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import russet
+from russet.bench import quality
 from russet.bench.prefill_contenders import Contender
-from russet.bench.quality import Scores, compare, evaluate, with_decoder
+from russet.bench.quality import Scores, compare, evaluate
 from russet.bench.quality_metrics import Metric
 from russet.bench.quality_score import Said, behind, exactly
 from russet.bench.quality_tokens import Span, continued, halved, windows
@@ -20,6 +21,7 @@ from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.lazyllm import LazyLLM
 from russet.engine.prefill.pruning import Staged
 from russet.models.config_file import read_config
+from russet.models.decoder import Decoder
 from russet.models.opening import Opened
 from russet.models.runtimes.base import ForeignDecoder, PackageDecoder
 
@@ -33,6 +35,13 @@ def spans(count: int, longest: int = 90) -> list[Span]:
         tokens = [random.randrange(256) for _ in range(random.randint(2, longest))]
         found.append(Span(tokens, random.randint(1, len(tokens) - 1)))
     return found
+
+
+def around(model: russet.Model, decoder: Decoder | ForeignDecoder) -> russet.Model:
+    """A model with another decoder in it."""
+    config = decoder.config if isinstance(decoder, Decoder) else None
+    opened = Opened(decoder, config, model.max_positions)
+    return russet.Model("other", model.path, model.files, opened, model.tokenizer, 16, 0.0)
 
 
 def close(one: Said, other: Said) -> bool:
@@ -52,8 +61,8 @@ def test_the_size_of_a_pass_changes_nothing(tiny_model: russet.Model, pass_rows:
 def test_windows_shared_rows_and_uneven_layers_are_batched_as_well(name: str, tiny_model: russet.Model) -> None:
     from russet.models.loading import load_decoder
 
-    golden = with_decoder(tiny_model, load_decoder(Path(__file__).parents[1] / "golden" / name))
-    most = golden.decoder.config.vocab_size
+    decoder = load_decoder(Path(__file__).parents[1] / "golden" / name)
+    golden, most = around(tiny_model, decoder), decoder.config.vocab_size
     found = [
         Span([token % most for token in span.tokens], max(span.first, len(span.tokens) // 2)) for span in spans(12, 60)
     ]
@@ -80,11 +89,6 @@ class Package(PackageDecoder):
         return np.array(logits[0, -1])
 
 
-def foreign(model: russet.Model, decoder: ForeignDecoder) -> russet.Model:
-    opened = Opened(decoder, None, model.max_positions)
-    return russet.Model("foreign", model.path, model.files, opened, model.tokenizer, 16, 0.0)
-
-
 def test_packages_and_mlx_lm_score_as_our_own_decoder_does(tiny_model: russet.Model) -> None:
     pytest.importorskip("mlx_lm")
     from russet.models.fallback import load_foreign
@@ -92,7 +96,7 @@ def test_packages_and_mlx_lm_score_as_our_own_decoder_does(tiny_model: russet.Mo
     found = spans(12, 40)
     ours = exactly(tiny_model, found, 500)
     for decoder in (Package(tiny_model), load_foreign(tiny_model.path, read_config(tiny_model.path), "float32")):
-        theirs = exactly(foreign(tiny_model, decoder), found, 500)
+        theirs = exactly(around(tiny_model, decoder), found, 500)
         assert all(close(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
@@ -174,10 +178,31 @@ def test_a_limit_takes_the_first_rows_and_the_same_call_gives_the_same(
     again = evaluate(tiny_model, ["lambada"], data, pass_rows=64)["lambada"]
     some = evaluate(tiny_model, ["lambada"], data, limit=5)["lambada"]
     assert evaluate(tiny_model, ["lambada"], data)["lambada"] == whole
-    assert list(whole.rows) == [f"lambada/{i}" for i in range(70)] and heard[-1] == "lambada, row 70"
+    assert list(whole.rows) == [f"lambada/{i}" for i in range(70)] and heard[-1] == "lambada, 70 rows"
     for row in whole.rows:
         assert again.rows[row].values == pytest.approx(whole.rows[row].values, rel=1e-5)
     assert list(some.rows) == list(islice(whole.rows, 5))
+
+
+def test_long_texts_are_not_put_together_so_that_an_interruption_loses_little(
+    tiny_model: russet.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wikitext2_valid.txt").write_text("".join(f" = T{i} = \n{'a b ' * 20 * i}\n" for i in range(5)))
+    blocks: list[list[str]] = []
+    real = quality.outcomes
+
+    def outcomes(model, contender, block, rows):
+        blocks.append([item.id for item in block])
+        return real(model, contender, block, rows)
+
+    monkeypatch.setattr(quality, "outcomes", outcomes)
+    monkeypatch.setattr(quality, "BLOCK_CHARACTERS", 200)
+    evaluate(tiny_model, ["wikitext", "lambada"], lambada(tmp_path, 66, words=0))
+    assert blocks[:3] == [["wikitext/0", "wikitext/1", "wikitext/2"], ["wikitext/3"], ["wikitext/4"]]
+    monkeypatch.setattr(quality, "BLOCK_CHARACTERS", 10**6)
+    blocks.clear()
+    evaluate(tiny_model, ["lambada"], tmp_path)
+    assert [len(block) for block in blocks] == [64, 2]
 
 
 def test_rows_that_do_not_fit_are_left_out(tiny_model: russet.Model, tmp_path: Path) -> None:
