@@ -15,7 +15,7 @@ from russet.kernels.norm_matvec import norm_matvec
 from russet.kernels.packed import Format, dense_rows, is_none, none, random_rows
 from russet.kernels.residual_matvec import residual_matvec
 from russet.kernels.sheet import Form, Parts, make_sheet
-from russet.kernels.sparse_ffn import DOWN, gate_up, settings
+from russet.kernels.sparse_ffn import DOWN, gate_up_vector, settings
 from russet.models.activations import gated
 from russet.models.config import Activation
 
@@ -40,7 +40,7 @@ def sparse_ffn(hidden: int, neurons: int, bits: int, zeros: int) -> dict[str, Si
         "russet": Side(
             calls(partial(_sparse, h, gain, settings(EPS, threshold), activation), fresh([*up_rows, *by_neuron])),
             int(gates + share * (gates + downs)) + ends,
-            kernels=(gate_up(activation), DOWN),
+            kernels=(gate_up_vector(activation), DOWN),
         ),
         **_dense(h, gain, up_rows, down_rows, kind, activation, 2 * gates + downs + ends),
     }
@@ -54,7 +54,7 @@ def cases() -> Iterator[Case]:
 
 
 def _sparse(h: mx.array, gain: mx.array, chosen: mx.array, activation: Activation, *rows: mx.array) -> mx.array:
-    (a,) = gate_up(activation)(h, gain, *rows[:3], chosen)
+    (a,) = gate_up_vector(activation)(h, gain, *rows[:3], chosen)
     return DOWN(a, h, *rows[3:])[0]
 
 

@@ -20,6 +20,7 @@ SIMULATED = frozenset(
         "sigmoid_prefill.metal",
         "sparse_down.metal",
         "sparse_gate_up.metal",
+        "sparse_gate_vector.metal",
     )
 )
 """Bodies whose Metal text tests/kernels/test_simulated.py runs on a CPU."""
@@ -38,7 +39,7 @@ def kernels() -> tuple[Kernel, ...]:
     from russet.kernels.row_importance import ROWS, STATS
     from russet.kernels.sheet import Form
     from russet.kernels.sigmoid_attention import DECODE, PREFILL
-    from russet.kernels.sparse_ffn import DOWN, gate_up
+    from russet.kernels.sparse_ffn import DOWN, gate_up, gate_up_vector
 
     def form(k: int, gains: int) -> Form:
         return Form(k, Format(4, 64, False), mx.float16, gains=gains)
@@ -61,5 +62,7 @@ def kernels() -> tuple[Kernel, ...]:
         ROWS,
         gate_up("relu"),
         gate_up("silu"),
+        gate_up_vector("relu"),
+        gate_up_vector("silu"),
         DOWN,
     )

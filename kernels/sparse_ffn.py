@@ -28,6 +28,7 @@ import numpy as np
 
 from russet.kernels.backend import Backend
 from russet.kernels.base import Inputs, Kernel, Launch
+from russet.kernels.matvec_launch import sample_rows, shares
 from russet.kernels.packed import Format, dense_rows, format_of, is_none, none, random_rows, value_type
 from russet.models.activations import gated
 from russet.models.config import Activation
@@ -47,7 +48,7 @@ def settings(eps: float, threshold: float = 0.0) -> mx.array:
 
 @cache
 def gate_up(activation: Activation) -> Kernel:
-    """The first kernel: x -> a."""
+    """The first kernel for rows: x -> a."""
     return Kernel(
         name=f"sparse_gate_up_{activation}",
         body="sparse_gate_up.metal",
@@ -58,6 +59,23 @@ def gate_up(activation: Activation) -> Kernel:
         launch=partial(_launch_gate_up, activation),
         sample=_sample_gate_up,
         examples=_examples_gate_up,
+        tolerance=_TOLERANCE,
+    )
+
+
+@cache
+def gate_up_vector(activation: Activation) -> Kernel:
+    """The first kernel for one vector x [K] in float32, always with a norm: decoding's."""
+    return Kernel(
+        name=f"sparse_gate_vector_{activation}",
+        body="sparse_gate_vector.metal",
+        headers=("matvec.h", "activations.h", "stage.h"),
+        inputs=("x", "gain", "w", "scales", "offsets", "settings"),
+        outputs=("out",),
+        reference=partial(_gate_up_reference, activation),
+        launch=partial(_launch_gate_vector, activation),
+        sample=_sample_gate_up,
+        examples=_examples_gate_vector,
         tolerance=_TOLERANCE,
     )
 
@@ -86,7 +104,9 @@ def _launch_gate_up(activation: Activation, target: Backend, x: mx.array, gain: 
     # Packed weights cost more arithmetic on x than bytes, so more outputs share it.
     outputs, simdgroups = (2 if kind.bits >= 16 or rows > 2 else 4), 8
     template = (
-        *_types(x, w, scales, kind),
+        ("X", x.dtype),
+        ("T", value_type(w, scales)),
+        *kind.template,
         ("ROWS", rows),
         ("OUTPUTS", outputs),
         ("NORM", int(not is_none(gain))),
@@ -96,6 +116,23 @@ def _launch_gate_up(activation: Activation, target: Backend, x: mx.array, gain: 
     )
     threads, blocks = 32 * simdgroups, -(-neurons // (outputs * simdgroups))
     return Launch((blocks * threads, 1, 1), (threads, 1, 1), template, ((*x.shape[:-1], neurons),), (x.dtype,))
+
+
+def _launch_gate_vector(
+    activation: Activation, target: Backend, x: mx.array, gain: mx.array, *rest: mx.array
+) -> Launch:
+    w, scales, offsets, _ = rest
+    kind, neurons = format_of(x.shape[-1], w, scales, offsets), w.shape[0] // 2
+    share = shares(target, neurons, kind.bits)
+    template = (
+        ("T", value_type(w, scales)),
+        *kind.template,
+        ("OUTPUTS", share.rows),
+        ("SIMDGROUPS", share.simdgroups),
+        ("STAGES", share.stages),
+        ("ACT", _ACT[activation]),
+    )
+    return Launch(*share.grid(neurons, share.rows), template, ((neurons,),), (x.dtype,))
 
 
 def _launch_down(target: Backend, a: mx.array, residual: mx.array, *weights: mx.array) -> Launch:
@@ -162,7 +199,8 @@ def random_down(rows: int, neurons: int, columns: int, kind: Format, x_type: mx.
 def _sample_gate_up(x: mx.array, gain: mx.array, *rest: mx.array) -> Inputs:
     w, scales, offsets, _ = rest
     kind, rows = format_of(x.shape[-1], w, scales, offsets), x.shape[0] if x.ndim == 2 else 0
-    return random_gate_up(rows, 640, 40, kind, x.dtype, value_type(w, scales), not is_none(gain))
+    k, neurons = (640, 40) if rows else (384, sample_rows(w.shape[0] // 2))
+    return random_gate_up(rows, k, neurons, kind, x.dtype, value_type(w, scales), not is_none(gain))
 
 
 def _sample_down(a: mx.array, residual: mx.array, *weights: mx.array) -> Inputs:
@@ -183,7 +221,14 @@ def _shapes() -> Iterator[tuple[int, Format, mx.Dtype, mx.Dtype]]:
 
 def _examples_gate_up(target: Backend) -> Iterator[Inputs]:
     for rows, kind, x_type, dtype in _shapes():
-        yield random_gate_up(rows, 640, 40, kind, x_type, dtype, norm=rows <= 1)
+        if rows:
+            yield random_gate_up(rows, 640, 40, kind, x_type, dtype, norm=rows == 1)
+
+
+def _examples_gate_vector(target: Backend) -> Iterator[Inputs]:
+    for rows, kind, x_type, dtype in _shapes():
+        if not rows:
+            yield random_gate_up(0, 640, 40, kind, x_type, dtype)
 
 
 def _examples_down(target: Backend) -> Iterator[Inputs]:

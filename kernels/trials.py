@@ -30,7 +30,7 @@ from russet.kernels.row_importance import random_inputs as random_importance
 from russet.kernels.sheet import Form, parts_of
 from russet.kernels.sigmoid_attention import DECODE, PREFILL
 from russet.kernels.sigmoid_attention import random_inputs as random_sigmoid
-from russet.kernels.sparse_ffn import DOWN, gate_up, random_down, random_gate_up
+from russet.kernels.sparse_ffn import DOWN, gate_up, gate_up_vector, random_down, random_gate_up
 from russet.models.activations import gated
 from russet.models.config import Activation
 
@@ -81,8 +81,10 @@ def trials(size: Size) -> dict[str, Callable[[], Trial]]:
         "attend_shared": lambda: _attend(size, ATTEND_SHARED, False),
         "importance_stats": lambda: _importance(size, STATS),
         "importance_rows": lambda: _importance(size, ROWS),
-        "sparse_gate_up_relu": lambda: _sparse_gate_up(size, "relu"),
-        "sparse_gate_up_silu": lambda: _sparse_gate_up(size, "silu"),
+        "sparse_gate_up_relu": lambda: _sparse_gate_up(size, gate_up("relu"), "relu", 4),
+        "sparse_gate_up_silu": lambda: _sparse_gate_up(size, gate_up("silu"), "silu", 4),
+        "sparse_gate_vector_relu": lambda: _sparse_gate_up(size, gate_up_vector("relu"), "relu", 0),
+        "sparse_gate_vector_silu": lambda: _sparse_gate_up(size, gate_up_vector("silu"), "silu", 0),
         "sparse_down": lambda: _sparse_down(size),
     }
 
@@ -197,13 +199,14 @@ def _importance(size: Size, kernel: Kernel) -> Trial:
     return Trial(kernel, [queries, keys, *(() if kernel is STATS else stats), constants], stock)
 
 
-def _sparse_gate_up(size: Size, activation: Activation) -> Trial:
-    inputs = random_gate_up(0, size.hidden, size.neurons, _KIND, mx.float32, _F16)
-    x, (gain, *rows) = _row(inputs[0]), _kept(*inputs[1:5])
+def _sparse_gate_up(size: Size, kernel: Kernel, activation: Activation, rows: int) -> Trial:
+    """A vector in float32 for 0 rows."""
+    inputs = random_gate_up(rows, size.hidden, size.neurons, _KIND, _F16 if rows else mx.float32, _F16)
+    x, (gain, *weights) = (inputs[0] if rows else _row(inputs[0])), _kept(*inputs[1:5])
     return Trial(
-        gate_up(activation),
+        kernel,
         inputs,
-        lambda: _gate(activation, _times(mx.fast.rms_norm(x, gain, _EPS), *rows))[0],
+        lambda: _gate(activation, _times(mx.fast.rms_norm(x, gain, _EPS), *weights)),
     )
 
 

@@ -18,7 +18,7 @@ from russet.engine.errors import UnsupportedModelError
 from russet.kernels.backend import backend
 from russet.kernels.base import mode
 from russet.kernels.packed import GROUPS, none
-from russet.kernels.sparse_ffn import DOWN, MAX_ROWS, gate_up, settings
+from russet.kernels.sparse_ffn import DOWN, MAX_ROWS, gate_up, gate_up_vector, settings
 from russet.models.activations import gated
 from russet.models.config import Activation
 from russet.models.linear import Affine, Branches, Dense, Linear, Quantized, Weight, linear
@@ -73,7 +73,7 @@ class KernelFFN:
         self, norm: RMSNorm, gate_up_rows: Linear, down: NeuronMajor, activation: Activation, threshold: float
     ) -> None:
         self._norm = norm
-        self._gate_up = gate_up(activation)
+        self._gate_up, self._gate_up_vector = gate_up(activation), gate_up_vector(activation)
         self._dtype = norm.weight.dtype
         self._rows = _operands(gate_up_rows.affine if isinstance(gate_up_rows, Quantized) else _dense(gate_up_rows))
         self._down = _operands(down.weight)
@@ -81,7 +81,7 @@ class KernelFFN:
 
     @property
     def disabled(self) -> bool:
-        return bool(self._gate_up.disabled or DOWN.disabled)
+        return bool(self._gate_up.disabled or self._gate_up_vector.disabled or DOWN.disabled)
 
     def takes(self, rows: int) -> bool:
         return rows <= MAX_ROWS and not self.disabled
@@ -91,7 +91,8 @@ class KernelFFN:
         flat = h if h.ndim <= 2 else h.reshape(rows, -1)
         # The norm of one row costs less inside the product, and that of many rows outside.
         x, gain = (flat, self._norm.weight) if rows == 1 else (self._norm(flat), none(self._dtype))
-        (a,) = self._gate_up(x, gain, *self._rows, self._settings)
+        kernel = self._gate_up_vector if x.ndim == 1 else self._gate_up
+        (a,) = kernel(x, gain, *self._rows, self._settings)
         (y,) = DOWN(a, flat, *self._down)
         return y if h.ndim <= 2 else y.reshape(h.shape)
 

@@ -1,8 +1,8 @@
 // act(gate) up of an FFN for R rows of x, at most ROWS: each simdgroup makes OUTPUTS neurons. It multiplies their gate
 // rows first, and reads an up row only where the activation of some row of x passes the threshold. Gate rows are the
-// first half of w, up rows the second. `settings`: epsilon of the norm, threshold. A VECTOR x is [K].
+// first half of w, up rows the second. `settings`: epsilon of the norm, threshold.
 const uint lane = thread_index_in_simdgroup;
-const uint rows = VECTOR ? 1u : x_shape[0], k = w_shape[1] * (BITS < 16 ? 32u / BITS : 1u), neurons = w_shape[0] / 2u;
+const uint rows = x_shape[0], k = w_shape[1] * (BITS < 16 ? 32u / BITS : 1u), neurons = w_shape[0] / 2u;
 const uint first = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * OUTPUTS;
 const device uint* words = (const device uint*)w;
 const float threshold = settings[1];

@@ -10,11 +10,17 @@ from metalsim import COMPILER
 
 from russet.kernels.base import variant_name
 from russet.kernels.packed import Format, format_of, is_none
-from russet.kernels.sparse_ffn import DOWN, MAX_ROWS, gate_up, random_down, random_gate_up, settings
+from russet.kernels.sparse_ffn import DOWN, MAX_ROWS, gate_up, gate_up_vector, random_down, random_gate_up, settings
 
 F16, BF16, F32 = mx.float16, mx.bfloat16, mx.float32
 AFFINE, BALANCED = Format(4, 64, False), Format(2, 64, True)
-RELU = gate_up("relu")
+
+
+def gates(x: mx.array, activation="relu"):
+    """The kernel for one vector, or for rows."""
+    return (gate_up_vector if x.ndim == 1 else gate_up)(activation)
+
+
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: install g++ or clang++")
 
 # Rounding of the result: half a unit in the last place, and a little of the sum's own.
@@ -81,7 +87,7 @@ def error(found: mx.array, expected: np.ndarray) -> float:
 )
 def test_gates_and_active_up_rows_are_multiplied(rows, k, neurons, kind, x_type, dtype, norm):
     inputs = random_gate_up(rows, k, neurons, kind, x_type, dtype, norm)
-    (a,) = simulate_all_orders(RELU, inputs)
+    (a,) = simulate_all_orders(gates(inputs[0]), inputs)
     assert (a.shape, a.dtype) == ((rows, neurons) if rows else (neurons,), x_type)
     assert error(a, exact_gate_up(*inputs)) < ALLOWED[x_type]
     assert 0 < np.count_nonzero(wide(a)) < a.size
@@ -124,7 +130,7 @@ def test_the_references_are_exact_to_the_rounding(kind, activation):
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
 def test_a_threshold_leaves_out_small_activations(activation):
     *inputs, none = random_gate_up(0, 192, 40, dense(F32), F32, F32)
-    a = simulate(gate_up(activation), [*inputs, settings(1e-5, 0.3)])[0]
+    a = simulate(gates(inputs[0], activation), [*inputs, settings(1e-5, 0.3)])[0]
     assert error(a, exact_gate_up(*inputs, settings(1e-5, 0.3), activation)) < ALLOWED[F32]
     assert 0 < np.count_nonzero(wide(a)) < np.count_nonzero(exact_gate_up(*inputs, none, activation))
 
@@ -146,7 +152,7 @@ def test_rows_of_inactive_neurons_are_not_read(rows, kind):
     used = expected.reshape(-1, 48).any(0)
     assert not used.all()
     w, scales = poisoned(w, scales, np.concatenate([np.ones(48, bool), used]))
-    assert error(simulate(RELU, (x, gain, w, scales, offsets, chosen))[0], expected) < ALLOWED[x_type]
+    assert error(simulate(gates(x), (x, gain, w, scales, offsets, chosen))[0], expected) < ALLOWED[x_type]
 
     a, residual, w, scales, offsets = random_down(rows, 90, 64, kind, x_type, F16)
     expected = exact_down(a, residual, w, scales, offsets)
@@ -168,12 +174,22 @@ def test_any_number_of_neurons_is_active(kind, active):
 
 
 @needs_compiler
+@pytest.mark.parametrize("k", [640, 4608])
+@pytest.mark.parametrize("kind", [dense(F16), AFFINE, BALANCED], ids=str)
+def test_a_vector_in_stages_as_cuda_takes_it(kind, k):
+    """More of x waits at once than one block; of the longer one, the second stage is short."""
+    inputs = random_gate_up(0, k, 37, kind, F32, F16)
+    (a,) = simulate_all_orders(gates(inputs[0]), inputs, "cuda")
+    assert error(a, exact_gate_up(*inputs)) < ALLOWED[F32]
+
+
+@needs_compiler
 @pytest.mark.parametrize(("sign", "share"), [(-1, 0), (1, 1)])
 def test_no_or_every_gate_is_active(sign, share):
     x, gain, w, *rest = random_gate_up(0, 192, 21, dense(F16), F32, F16)
     w = mx.concatenate([mx.full((21, 192), 0.25 * sign, F16), w[21:]])
     inputs = (mx.abs(x), gain, w, *rest)
-    a = simulate(RELU, inputs)[0]
+    a = simulate(gates(x), inputs)[0]
     assert np.count_nonzero(wide(a)) == share * 21
     assert not share or error(a, exact_gate_up(*inputs)) < ALLOWED[F32]
 
@@ -181,8 +197,8 @@ def test_no_or_every_gate_is_active(sign, share):
 @needs_compiler
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     x, *rest = random_gate_up(5, 320, 24, dense(F16), F16, F16)
-    together = simulate(RELU, (x, *rest))[0]
-    alone = [simulate(RELU, (mx.repeat(x[r : r + 1], 5, 0), *rest))[0][0] for r in range(5)]
+    together = simulate(gates(x), (x, *rest))[0]
+    alone = [simulate(gates(x), (mx.repeat(x[r : r + 1], 5, 0), *rest))[0][0] for r in range(5)]
     assert mx.array_equal(together, mx.stack(alone))
 
 
@@ -190,19 +206,20 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 def test_what_is_not_a_number_is_not_hidden():
     x, *rest = random_gate_up(0, 192, 21, dense(F16), F32, F16)
     x[5] = float("nan")
-    assert np.isnan(wide(simulate(RELU, (x, *rest))[0])).all()
+    assert np.isnan(wide(simulate(gates(x), (x, *rest))[0])).all()
 
 
-@pytest.mark.parametrize("kernel", [RELU, DOWN], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [gate_up("relu"), gate_up_vector("relu"), DOWN], ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("target", ["metal", "cuda"])
 def test_a_sample_launches_the_variant_it_stands_for(kernel, target):
     def real(rows, kind):
-        if kernel is RELU:
-            return random_gate_up(rows, 4096, 300, kind, F16, F16, rows == 1)
-        return random_down(rows, 11008, 256, kind, F16, F16)
+        if kernel is DOWN:
+            return random_down(rows, 11008, 256, kind, F16, F16)
+        return random_gate_up(rows, 4096, 300 if rows else 4096, kind, F16 if rows else F32, F16, rows <= 1)
 
     kinds = (dense(F16), AFFINE, Format(2, 128, True))
-    for inputs in (*kernel.examples(target), *(real(rows, kind) for rows in (1, 16) for kind in kinds)):
+    counts = (0,) if kernel is gate_up_vector("relu") else (1, 16)
+    for inputs in (*kernel.examples(target), *(real(rows, kind) for rows in counts for kind in kinds)):
         sample = kernel.sample(*inputs)
         wanted, launched = (variant_name(kernel.launch(target, *given), given) for given in (inputs, sample))
         assert launched == wanted
