@@ -10,6 +10,7 @@ from russet.bench.decode import Listener, run_decode
 from russet.bench.environment import environment, model_hash
 from russet.bench.kernels_clock import copy_bytes_per_s
 from russet.bench.ours import Russet
+from russet.bench.packages import PackageChoice, package_contender
 from russet.bench.peers import MlxLm
 from russet.bench.prompts import Prompt, check_lengths, exact_prompt
 from russet.bench.report import Report
@@ -19,16 +20,19 @@ from russet.engine.api import Model
 from russet.engine.device import on_gpu
 from russet.models.decoder import Decoder
 from russet.models.loading import DTYPES
+from russet.models.runtimes.base import PackageDecoder
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `peers` are installed ones of `PEERS`; `as_installed` adds mlx-lm's figures without our BLAS.
+    """What to measure. `peers` are installed ones of `PEERS`, `packages` exported models (`PATH` or `PATH@UNITS`).
 
-    `shape` and `bits` name a model of random weights, of which mlx-lm as installed is not timed.
+    `as_installed` adds mlx-lm's figures without our BLAS. `shape` and `bits` name a model of random weights, of which
+    mlx-lm as installed is not timed.
     """
 
     peers: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     prompt_lengths: tuple[int, ...] = (512, 2048)
     generate: int = 128
     repeat: int = 5
@@ -54,6 +58,10 @@ def fill(
     if "mlx-lm" in plan.peers:
         listen("loading mlx-lm")
         contenders.append(_mlx_lm(model, plan))
+    for text in plan.packages:
+        listen(f"loading {text}")
+        positions = max(plan.prompt_lengths) + plan.generate
+        contenders.append(package_contender(PackageChoice.parse(text), model.vocab_size, positions))
     report.contenders.update((contender.name, contender.setting) for contender in contenders)
     _add_step_costs(report, model, contenders, plan, listen)
     run_decode(contenders, prompts, generate=plan.generate, repeat=plan.repeat, results=report.lengths, listen=listen)
@@ -81,6 +89,8 @@ def _add_step_costs(
 ) -> None:
     """Count operations of a step, and the bytes that it reads in the middle of a run; on a GPU a copy is timed too."""
     for contender in contenders:
+        if isinstance(contender, Russet) and isinstance(contender.model.decoder, PackageDecoder):
+            continue  # its graph is another runtime's
         listen(f"counting operations, {contender.name}")
         cost = step_cost(contender, contender.weights_bytes)
         if isinstance(model.decoder, Decoder):

@@ -35,9 +35,8 @@ class Timed(Protocol):
 class Russet:
     """A loaded model, `weights_bytes` of which are in memory."""
 
-    name = OURS
-
     def __init__(self, model: Timed, weights_bytes: int, prefill: Prefill | None = None) -> None:
+        self.name = OURS
         self.model = model
         self.weights_bytes = weights_bytes
         self.prefill = prefill or Exact()

@@ -33,6 +33,13 @@ def command() -> None:
 @click.option("-m", "--model", help=f"Catalog name, folder, or repository.  [default: {DEFAULT_MODEL}]")
 @shape_options
 @peer_option(IN_PROCESS)
+@click.option(
+    "--package",
+    "packages",
+    multiple=True,
+    metavar="PATH[@UNITS]",
+    help="Time this exported package of the model as well; UNITS are all, cpu, cpu-gpu or cpu-ne.",
+)
 @click.option("--prompt-lengths", type=Lengths(), default="512,2048", show_default=True, help="Tokens of the prompts.")
 @generate_option()
 @repeat_option()
@@ -55,8 +62,18 @@ def decode(model: str | None, json_file: str | None, **settings: Any) -> None:
     settings["peers"] = tuple(dict.fromkeys(settings["peers"]))
     for peer in settings["peers"]:
         require_peer(peer)
+    _check_packages(settings["packages"])
     check_writable(json_file)
     _measure(model, settings, json_file)
+
+
+def _check_packages(packages: tuple[str, ...]) -> None:
+    """Refuse what is no package before anything is loaded."""
+    if packages:
+        from russet.bench.packages import PackageChoice
+
+        for package in packages:
+            PackageChoice.parse(package)
 
 
 def _check_shape(model: str | None, settings: dict[str, Any]) -> None:
@@ -71,6 +88,7 @@ def _measure(model: str | None, settings: dict[str, Any], json_file: str | None)
     import mlx.core as mx
 
     from russet.bench.benchmark import Plan, fill, new_report
+    from russet.bench.packages import weights_of
 
     plan = Plan(**settings)
     before = mx.get_active_memory()
@@ -79,7 +97,7 @@ def _measure(model: str | None, settings: dict[str, Any], json_file: str | None)
     else:
         loaded = load_model(model or DEFAULT_MODEL, plan.dtype, None)
     mx.clear_cache()
-    weights_bytes = mx.get_active_memory() - before
+    weights_bytes = weights_of(loaded) or mx.get_active_memory() - before
     report = new_report(loaded, plan)
     fill_and_publish(
         report, lambda listen: fill(report, loaded, weights_bytes, plan, listen), lambda: _publish(report, json_file)

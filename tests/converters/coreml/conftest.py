@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-pytest.importorskip("coremltools")
-
 from russet.converters.convert import convert
 from russet.converters.exporting import ExportOptions, export
 from russet.models.loading import load_decoder
 from russet.models.runtimes.coreml import CoreMLDecoder
+
+if importlib.util.find_spec("coremltools") is None:  # it has no wheels for the newest Python
+    collect_ignore_glob = ["test_*.py"]
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
