@@ -45,11 +45,12 @@ class Plan:
     gguf: tuple[Path, ...] = ()
 
     def settings(self) -> dict[str, object]:
-        """For the report; of the prompt's text its source and hash."""
+        """For the report, which names no folders of this machine; of the prompt's text its source and hash."""
         text = prompts.book() if self.text is None else self.text
         prompt = {"file": self.prompt_file, "sha256": hashlib.sha256(text.encode()).hexdigest()}
         found = {key: value for key, value in asdict(self).items() if key not in ("text", "prompt_file", "gguf")}
-        return {**found, "gguf": [file.name for file in self.gguf], "prompt": prompt}
+        models = list(short_names(self.models).values())
+        return {**found, "models": models, "gguf": [file.name for file in self.gguf], "prompt": prompt}
 
 
 @dataclass(frozen=True, slots=True)

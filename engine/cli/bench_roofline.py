@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @shape_options
 @click.option("--contexts", type=Lengths(), default="512,4096", show_default=True, help="Tokens in the cache.")
 @click.option("--check", is_flag=True, help="Hold the model against published figures instead.")
+@click.option("--overview", is_flag=True, help="Show three well-known models on one page instead.")
 @json_option("the predictions")
 def roofline(
     model: str | None,
@@ -28,6 +29,7 @@ def roofline(
     bits: str | None,
     contexts: tuple[int, ...],
     check: bool,
+    overview: bool,
     json_file: str | None,
 ) -> None:
     """Predict decoding and time to first token on Apple's M1 to M5 parts.
@@ -35,17 +37,20 @@ def roofline(
     The figures follow from bytes, arithmetic and launches; nothing is measured, and no weights are loaded.
     docs/benchmarks.md has the model, its constants' sources, and its error on published figures.
     """
-    if ((shape or check) and model) or (shape and check):
-        raise click.UsageError("--model, --shape and --check name different things to show; leave all but one out.")
+    if sum(map(bool, (model, shape, check, overview))) > 1:
+        raise click.UsageError(
+            "--model, --shape, --check and --overview name different things to show; leave all but one out."
+        )
     number = chosen_bits(shape, bits)
     check_writable(json_file)
     from russet.bench import drawing
     from russet.bench.roofline import notes, predictions, shape_workload, table, to_dict
 
-    if check:
-        from russet.bench import roofline_check
+    if check or overview:
+        from russet.bench import roofline_check, roofline_overview
 
-        drawing.show([roofline_check.table()], [], terminal=sys.stdout.isatty())
+        shown = roofline_check.table() if check else roofline_overview.table()
+        drawing.show([shown], [], terminal=sys.stdout.isatty())
         return
     work = shape_workload(shape, number) if shape and number else _of_folder(model or DEFAULT_MODEL)
     found = predictions(work, contexts)

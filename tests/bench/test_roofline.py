@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import russet
-from russet.bench import drawing, roofline, roofline_check
+from russet.bench import drawing, roofline, roofline_check, roofline_overview
 from russet.bench.chips import CHIPS, Chip
 from russet.bench.roofline import LAUNCH_S, READ_SHARE, predict, shape_workload, step_seconds
 from russet.engine.cli import main
@@ -65,10 +65,11 @@ def test_an_error_is_the_distance_to_the_nearer_end_of_a_range() -> None:
     assert (inside.error, fast.error, slow.error) == pytest.approx((0.0, 0.25, -0.2))
 
 
-def test_the_documentation_shows_the_check_as_it_is() -> None:
+def test_the_documentation_shows_check_and_overview_as_they_are() -> None:
     text = (Path(russet.__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     shown = [line.replace(" ", "") for line in text.splitlines()]
-    rows = drawing.markdown([roofline_check.table()], []).splitlines()[2:]
+    tables = [roofline_check.table(), roofline_overview.table()]
+    rows = [row for table in tables for row in drawing.markdown([table], []).splitlines()[2:]]
     missing = [row for row in rows if row.startswith("| M") and row.replace(" ", "") not in shown]
     assert not missing
 
@@ -100,11 +101,22 @@ def test_the_check_is_a_table_of_its_own() -> None:
     assert result.exit_code == 0 and "| M4 Max | 886 |" in result.stdout
 
 
+def test_the_overview_has_a_row_a_part_of_predictions() -> None:
+    result = run("--overview")
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| M")]
+    assert result.exit_code == 0 and len(rows) == len(CHIPS) and "Predicted, not measured" in result.stdout
+    found = predict(shape_workload("llama-2-7b", 4), M4, roofline_overview.PROMPT)
+    assert next(row for row in rows if row.startswith("| M4 |")).endswith(
+        f"| {found.ttft_s:.2g} | {found.decode_tps:.0f} |"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--shape", "afm-3b", "--check"), "leave all but one out"),
         (("-m", "x", "--shape", "afm-3b"), "leave all but one out"),
+        (("--overview", "--check"), "leave all but one out"),
         (("--bits", "4"), "--bits belongs to --shape"),
         (("--contexts", "x"), "'x' is not a list of whole numbers"),
     ],
