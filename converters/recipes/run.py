@@ -146,6 +146,8 @@ class Run:
         path = self.folder / CHECKPOINT
         self._known = self._identity(corpus)
         if path.exists():
+            # What a recipe solves for at the start, `weights` and `export` may need again.
+            self.recipe.start()
             state = load_checkpoint(path, self._known)
             return state, Curve.read(self.folder / CURVE, state.step)
         self.recipe.calibrate(list(corpus.first(self.settings.batch, self.recipe.calibration_tokens)))
