@@ -19,7 +19,7 @@ from itertools import product
 import mlx.core as mx
 
 from russet.kernels.backend import Backend, backend
-from russet.kernels.base import Inputs, Kernel, Launch
+from russet.kernels.base import Inputs, Kernel, Launch, mode
 
 MAX_ROWS = 16
 GROUPS = (0, 32, 64, 128)
@@ -49,6 +49,11 @@ def q2_matvec(x: mx.array, w: mx.array, scales: mx.array) -> mx.array:
     else:
         y = (TILES if _suits_tiles(rows, x.dtype, backend()) else LANES)(flat, w, scales)[0]
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], w.shape[0])
+
+
+def q2_serves() -> bool:
+    """Whether `q2_matvec` runs by a kernel here, as far as is known."""
+    return mode() == "on" and backend() is not None and not (TILES.disabled or LANES.disabled)
 
 
 def group_size(w: mx.array, scales: mx.array) -> int:

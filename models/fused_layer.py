@@ -193,12 +193,7 @@ def _form(weight: Weight, dtype: mx.Dtype, bias: bool = False, gains: int = 0) -
     if weight.bits not in BITS or weight.group_size not in GROUPS:
         raise UnsupportedModelError(f"{weight.bits}-bit weights in groups of {weight.group_size}")
     k = weight.weight.shape[1] * 32 // weight.bits
-    return Form(k, Format(weight.bits, weight.group_size, _balanced(weight)), dtype, bias, gains)
-
-
-def _balanced(weight: Affine) -> bool:
-    """Whether the levels are (q - 1.5) scale, to the bit, so that offsets need not be read."""
-    return weight.bits == 2 and bool(mx.all(weight.biases == -1.5 * weight.scales))
+    return Form(k, Format(weight.bits, weight.group_size, weight.balanced()), dtype, bias, gains)
 
 
 def _parts(weight: Weight, form: Form, bias: mx.array, gains: tuple[mx.array, ...]) -> Parts:

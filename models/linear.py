@@ -14,6 +14,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from russet.kernels.q2_matvec import MAX_ROWS, q2_matvec, q2_serves
 from russet.models.expansion import FEWEST_ROWS, pays
 
 
@@ -42,6 +43,10 @@ class Affine:
         """x times its transpose, without expanding it."""
         y = mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, self.group_size, self.bits)
         return y if self.adapter is None else y + (x @ self.adapter[0].T) @ self.adapter[1].T
+
+    def balanced(self) -> bool:
+        """Whether these are 2-bit levels (q - 1.5) scale, to the bit, so that offsets need not be read."""
+        return self.bits == 2 and self.adapter is None and bool(mx.all(self.biases == -1.5 * self.scales))
 
     def rows(self, index: mx.array) -> Affine:
         return Affine(self.weight[index], self.scales[index], self.biases[index], self.group_size, self.bits)
@@ -103,19 +108,31 @@ class Dense:
 
 
 class Quantized:
-    """A linear map whose weights stay packed; many rows go through a dense matrix that lives for one product."""
+    """A linear map whose weights stay packed.
 
-    __slots__ = ("affine", "bias")
+    Many rows go through a dense matrix that lives for one product, a few through a kernel where weights are balanced.
+    """
+
+    __slots__ = ("_balanced", "affine", "bias")
 
     def __init__(self, affine: Affine, bias: mx.array | None = None) -> None:
         self.affine = affine
         self.bias = bias
+        self._balanced: bool | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         if (dense := self._dense(x)) is not None:
             return dense(x)
-        y = self.affine.multiply(x)
+        y = q2_matvec(x, self.affine.weight, self.affine.scales) if self._few(x) else self.affine.multiply(x)
         return y if self.bias is None else y + self.bias
+
+    def _few(self, x: mx.array) -> bool:
+        """Whether the kernel for a few rows of balanced 2-bit weights serves. A lone row is the fused step's."""
+        if self.affine.bits != 2 or not 1 < x.size // x.shape[-1] <= MAX_ROWS or not q2_serves():
+            return False
+        if self._balanced is None:
+            self._balanced = self.affine.balanced()
+        return self._balanced
 
     def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
         if (dense := self._dense(x)) is not None:
