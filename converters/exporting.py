@@ -12,7 +12,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -20,10 +25,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from russet.converters.model_tensors import ModelTensors
 from russet.converters.writer import refuse_existing
 from russet.engine.errors import InvalidOptionError, MissingDependencyError
+from russet.engine.paths import downloads_dir
 from russet.engine.progress import SilentProgress
+from russet.engine.storage import make_folder
+from russet.models.runtimes import package_suffix
 
 if TYPE_CHECKING:
     from russet.engine.progress import Progress
+
+_logger = logging.getLogger("russet")
 
 # Name -> module, the libraries that it needs, and the extra that installs them.
 TARGETS = {
@@ -121,13 +131,11 @@ def export(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Export the model `src` (a folder, a GGUF file, a hub repository or a catalog name) to the new package `dst`.
+    """Export the model `src`, a checkpoint, a hub repository or a catalog name, to the new package `dst`.
 
     Nothing is left at `dst` when it fails. Raises InvalidOptionError, MissingDependencyError, UnsupportedModelError,
     OutputExistsError, StorageError, WeightsError, and what fetching a model raises.
     """
-    from russet.models.download import resolve
-
     if to not in TARGETS:
         raise InvalidOptionError(f"There is no target {to!r}; there are {', '.join(TARGETS)}.")
     module, libraries, extra = TARGETS[to]
@@ -136,6 +144,27 @@ def export(
             raise MissingDependencyError(f"Converting to {to} needs {library}; install russet[{extra}].")
     if not dry_run:
         refuse_existing(Path(dst))
-    model = ModelTensors(resolve(str(src), progress=progress), repository_of(str(src)))
     exporter: Exporter = importlib.import_module(module)  # type: ignore[assignment]
-    return exporter.export(model, Path(dst), options or ExportOptions(), dry_run, progress or SilentProgress())
+    with _model_folder(str(src), progress) as folder:
+        model = ModelTensors(folder, repository_of(str(src)))
+        return exporter.export(model, Path(dst), options or ExportOptions(), dry_run, progress or SilentProgress())
+
+
+@contextmanager
+def _model_folder(src: str, progress: Progress | None) -> Iterator[Path]:
+    """The model folder that a source names; PyTorch checkpoints become one that is deleted afterwards."""
+    from russet.converters.convert import convert
+    from russet.models.download import resolve
+
+    path = Path(src).expanduser()
+    readable = path.suffix.lower() == ".gguf" or (path.is_dir() and any(path.glob("*.safetensors")))
+    if not path.exists() or readable or package_suffix(path):
+        yield resolve(src, progress=progress)
+        return
+    scratch = make_folder(downloads_dir()) / f"export-{secrets.token_hex(4)}"
+    try:
+        for note in convert(path, scratch, progress=progress).notes:
+            _logger.warning("%s", note)
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -14,6 +14,7 @@ from russet.converters.coreml.weights import Stored, encode
 if TYPE_CHECKING:
     from russet.converters.coreml.plan import Plan
     from russet.converters.model_tensors import ModelTensors
+    from russet.engine.progress import Progress
 
 Var = Any
 """A value in a MIL program."""
@@ -24,9 +25,10 @@ _PACKED = {("indices", 4): types.uint4, ("indices", 2): types.uint2, ("data", 4)
 class Bank:
     """Encodes tensors when a function first asks for them; constants of equal name become one blob of the file."""
 
-    def __init__(self, model: ModelTensors, plan: Plan) -> None:
+    def __init__(self, model: ModelTensors, plan: Plan, progress: Progress) -> None:
         self._model = model
         self._plan = plan
+        self._progress = progress
         self._stored: dict[str, Stored] = {}
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -76,6 +78,7 @@ class Bank:
                 weight = weight + np.float32(1)  # type: ignore[operator]
             layout = self._plan.groups.get(role, 0), self._model.by_neuron(role)
             self._stored[role] = encode(role, kind, weight if order is None else _ordered(weight, order), *layout)
+            self._progress.advance(self._plan.sizes[role])
         return self._stored[role]
 
     def _emit(self, role: str, stored: Stored) -> Var:

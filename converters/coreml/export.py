@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import russet
 from russet.converters.coreml.plan import MAX_WEIGHT_BYTES, Plan, file_bytes, make_plan
+from russet.converters.coreml.verify import MAX_PARAMETERS, check_package
 from russet.converters.exporting import ExportOptions, ExportReport
 from russet.converters.model_tensors import ModelTensors
 from russet.converters.writer import staged_folder
@@ -29,7 +30,7 @@ def export(
     """Write the package `dst`, or the folder `dst` of packages; what was written is run before it appears."""
     plan = make_plan(model, options, max_bytes)
     packages = _packages(dst, len(plan.parts))
-    notes = [*plan.notes, *_client_notes(model, options)]
+    notes = [*plan.notes, *_client_notes(model, options), *_check_notes(model)]
     nbytes = file_bytes(plan) + sum(_size(content) for content in model.files().values())
     if not dry_run:
         with staged_folder(dst, nbytes) as folder:
@@ -70,7 +71,6 @@ def _write(
 ) -> None:
     """Write packages and description into `folder`, run them, and make `folder` itself the package if `single`."""
     from russet.converters.coreml.package import add_description, write_files, write_package
-    from russet.converters.coreml.verify import check_package
 
     metadata = {
         "russet.version": russet.__version__,
@@ -85,8 +85,7 @@ def _write(
     progress.start("Converting", sum(part.nbytes for part in plan.parts))
     try:
         for part, package in zip(plan.parts, packages, strict=True):
-            write_package(model, plan, part, options.layout, metadata, folder / package)
-            progress.advance(part.nbytes)
+            write_package(model, plan, part, options.layout, metadata, folder / package, progress)
     finally:
         progress.finish()
     with writing(folder):
@@ -115,6 +114,12 @@ def _client_notes(model: ModelTensors, options: ExportOptions) -> list[str]:
         "Hugging Face's Swift client finds the tokenizer by the name of a hub repository, which a folder does not "
         "tell; give the repository as SRC to have it in the package"
     ]
+
+
+def _check_notes(model: ModelTensors) -> list[str]:
+    if model.parameters <= MAX_PARAMETERS:
+        return []
+    return [f"the package is not run here, for the model has more than {MAX_PARAMETERS / 1e6:.0f} M parameters"]
 
 
 def _size(content: bytes | Path) -> int:

@@ -20,6 +20,7 @@ from russet.converters.coreml.bank import Bank
 from russet.converters.coreml.graph import Graph
 from russet.converters.coreml.plan import Part, Plan
 from russet.converters.model_tensors import ModelTensors
+from russet.engine.progress import Progress
 from russet.engine.storage import require_space, writing
 from russet.models.runtimes.coreml_package import DECODE, DESCRIPTION, MAIN, PREFILL
 
@@ -27,10 +28,16 @@ _SYSTEMS = {"ios18": ct.target.iOS18, "ios26": getattr(ct.target, "iOS26", ct.ta
 
 
 def write_package(
-    model: ModelTensors, plan: Plan, part: Part, layout: str, metadata: Mapping[str, str], path: Path
+    model: ModelTensors,
+    plan: Plan,
+    part: Part,
+    layout: str,
+    metadata: Mapping[str, str],
+    path: Path,
+    progress: Progress,
 ) -> None:
     """Write the part's package to `path`, which ends in .mlpackage; raises StorageError when the disk is full."""
-    program = _program(model, plan, part, layout)
+    program = _program(Graph(plan, part, Bank(model, plan, progress)), plan, layout)
     weights = path.with_suffix(".weights")
     with writing(path):
         # The weight file is written once and copied into the package.
@@ -66,8 +73,7 @@ def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
 
-def _program(model: ModelTensors, plan: Plan, part: Part, layout: str) -> Program:
-    graph = Graph(plan, part, Bank(model, plan))
+def _program(graph: Graph, plan: Plan, layout: str) -> Program:
     program = Program()
     if layout == "swift":
         program.add_function(MAIN, graph.swift_function())

@@ -12,6 +12,7 @@ from russet.engine.cli.bench_compare import compare
 from russet.engine.cli.bench_kernels import kernels
 from russet.engine.cli.bench_options import dtype_option, generate_option, peer_option, repeat_option
 from russet.engine.cli.bench_output import check_writable, fill_and_publish, json_option, write_json
+from russet.engine.cli.bench_placement import placement
 from russet.engine.cli.bench_prefill import prefill
 from russet.engine.cli.bench_quality import quality
 from russet.engine.cli.bench_roofline import roofline
@@ -116,6 +117,7 @@ def _publish(report: Report, json_file: str | None) -> None:
 command.add_command(ttft)
 command.add_command(compare)
 command.add_command(kernels)
+command.add_command(placement)
 command.add_command(prefill)
 command.add_command(quality)
 command.add_command(roofline)

@@ -17,8 +17,8 @@ from russet.models.runtimes.coreml_package import description_of, packages_of
 
 _logger = logging.getLogger("russet")
 
-_UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu-gpu": "CPU_AND_GPU", "cpu-ne": "CPU_AND_NE"}
-DEFAULT_UNITS = "cpu-gpu"
+UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu-gpu": "CPU_AND_GPU", "cpu-ne": "CPU_AND_NE"}
+DEFAULTUNITS = "cpu-gpu"
 FLEXIBLE_CHUNK = 256
 """Tokens a call of a package that takes any number."""
 
@@ -38,7 +38,7 @@ class Runner(Protocol):
 def load(path: Path, compute_units: str | None) -> CoreMLDecoder:
     """The decoder of a package, or of a folder of packages that are one model."""
     if sys.platform == "darwin":
-        units = compute_units or DEFAULT_UNITS
+        units = compute_units or DEFAULTUNITS
         runtime = f"Core ML on {units}"
         return CoreMLDecoder(path, [CoreMLRunner(part, units) for part in packages_of(path)], runtime)
     if compute_units is not None:
@@ -120,7 +120,7 @@ class CoreMLRunner:
         import coremltools as ct
 
         self._package = package
-        self._units = getattr(ct.ComputeUnit, _UNITS[units])
+        self._units = getattr(ct.ComputeUnit, UNITS[units])
         self._spec = Interpreter(package)
         self._functions: dict[str, Any] = {}
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -118,3 +120,23 @@ def test_options_of_mlx_folders_are_refused(half: Callable[..., Path], dst: Path
     arguments = ["convert", str(half("llama-tied")), str(dst), "--to", "coreml", "--bits", "4"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and "--bits does not apply to --to coreml: packages take --weights" in result.stderr
+
+
+def test_pytorch_checkpoints_are_converted_on_the_way(
+    half: Callable[..., Path], dst: Path, tmp_path: Path, torch_files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a model folder in the cache, of which nothing stays."""
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path / "cache"))
+    source = half("llama-tied")
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    shutil.copy(source / "config.json", folder)
+    tensors = mx.load(str(source / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    state = {name: np.array(array) for name, array in tensors.items()}
+    (folder / "pytorch_model.bin").write_bytes(torch_files.save(state))
+    export(folder, dst, "coreml", options=ExportOptions(context=32))
+    export(source, tmp_path / "other.mlpackage", "coreml", options=ExportOptions(context=32))
+    weights = "Data/com.apple.CoreML/weights/weight.bin"
+    assert (dst / weights).read_bytes() == (tmp_path / "other.mlpackage" / weights).read_bytes()
+    assert list((tmp_path / "cache" / "downloads").iterdir()) == []

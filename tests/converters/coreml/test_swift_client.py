@@ -1,7 +1,7 @@
 """What Hugging Face's Swift client calls, and what it gets.
 
-swift-transformers 1.x (LanguageModel.swift, `predictNextTokenScores` of the model with a state) sends the tokens that
-are new and, as `causalMask`, zeros [1, 1, 1, n + 1] for n tokens so far: one query and one position too many.
+`LanguageModelWithStatefulKVCache` of huggingface/swift-transformers (LanguageModel.swift) sends the whole prompt, then
+one token a call, and as `causalMask` zeros [1, 1, 1, n + 1] for n tokens so far: one query row, one position too many.
 """
 
 from __future__ import annotations
