@@ -14,7 +14,7 @@ from russet.bench.quality_outcomes import Outcome
 from russet.bench.report_file import read_report_file
 
 SCHEMA = "russet-bench-quality/1"
-"""Changes its number whenever a field changes its meaning or goes; docs/benchmarks.md describes it."""
+"""Changes its number whenever a field changes its meaning or goes; quality.schema.json describes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from russet.bench.quality_tokens import Span
+from russet.engine.errors import WeightsError
 from russet.engine.likelihood import log_probabilities
 from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
 from russet.engine.prefill.exact import Exact
@@ -100,10 +101,15 @@ def _in_parts(logits_of: Callable[[mx.array], mx.array], where: np.ndarray, targ
 
 
 def said_of(logits: mx.array, targets: mx.array) -> Said:
-    """What logits [n, vocab] say of `targets` [n]."""
+    """What logits [n, vocab] say of `targets` [n]; WeightsError where they are not finite."""
     logs, likeliest = log_probabilities(logits, targets), mx.argmax(logits, axis=-1) == targets
     mx.eval(logs, likeliest)
-    return Said(np.array(logs, dtype=np.float64), np.array(likeliest))
+    found = np.array(logs, dtype=np.float64)
+    if not np.isfinite(found).all():
+        raise WeightsError(
+            "The model gives log probabilities that are not finite; compute in float32 (--dtype), or convert it anew."
+        )
+    return Said(found, np.array(likeliest))
 
 
 def behind(

@@ -95,11 +95,14 @@ def fake() -> type[FakeContender]:
 
 @pytest.fixture
 def validate() -> Callable[[dict[str, Any]], None]:
-    """Raises jsonschema.ValidationError where a report of `russet bench ttft` does not follow its published schema."""
+    """Raises jsonschema.ValidationError where a report of a benchmark does not follow its published schema."""
     import russet.bench
-    from russet.bench.ttft_report import SCHEMA
 
-    schema = json.loads((Path(russet.bench.__file__).parent / "ttft.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["$id"] == SCHEMA
-    return lambda raw: jsonschema.validate(raw, schema)
+    def check(raw: dict[str, Any]) -> None:
+        name = raw["schema"].removeprefix("russet-bench-").partition("/")[0]
+        schema = json.loads((Path(russet.bench.__file__).parent / f"{name}.schema.json").read_text())
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["$id"] == schema["properties"]["schema"]["const"]
+        jsonschema.validate(raw, schema)
+
+    return check

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -44,12 +45,13 @@ def command(models: list[Path], tmp_path: Path) -> Callable[..., Result]:
 
 
 def test_models_and_strategies_from_data_to_table_and_json(
-    command: Callable[..., Result], models: list[Path], tmp_path: Path
+    command: Callable[..., Result], models: list[Path], tmp_path: Path, validate: Callable[[dict[str, Any]], None]
 ) -> None:
     arguments = ("-m", ",".join(map(str, models)), "--data", str(tmp_path), "--tasks", "lambada,piqa")
     result = command(*arguments, "--prefill", STRATEGY, "--json", str(tmp_path / "out.json"))
     assert result.exit_code == 0, result.output
     raw = json.loads((tmp_path / "out.json").read_text())
+    validate(raw)
     names = [path.name for path in models]
     subjects = [names[0], f"{names[0]} {STRATEGY}", names[1], f"{names[1]} {STRATEGY}"]
     assert [subject["name"] for subject in raw["subjects"]] == subjects

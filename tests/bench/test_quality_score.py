@@ -15,8 +15,9 @@ from russet.bench import quality
 from russet.bench.prefill_contenders import Contender
 from russet.bench.quality import Scores, compare, evaluate
 from russet.bench.quality_metrics import Metric
-from russet.bench.quality_score import Said, behind, exactly
+from russet.bench.quality_score import Said, behind, exactly, said_of
 from russet.bench.quality_tokens import Span, continued, halved, windows
+from russet.engine.errors import WeightsError
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.lazyllm import LazyLLM
 from russet.engine.prefill.pruning import Staged
@@ -134,6 +135,11 @@ def test_int8_rows_are_scored_as_they_are_stored(tiny_folder: Path, tiny_model: 
     exact, rounded = exactly(tiny_model, found, 1000), exactly(small, found, 1000)
     apart = [np.abs(one.logs - other.logs).max() for one, other in zip(exact, rounded, strict=True)]
     assert 1e-4 < max(apart) < 0.2
+
+
+def test_a_model_that_overflows_is_named() -> None:
+    with pytest.raises(WeightsError, match="not finite; compute in float32"):
+        said_of(mx.array([[1.0, float("inf"), 0.0]]), mx.array([0]))
 
 
 def test_a_context_ends_where_its_own_tokens_end(tiny_model: russet.Model) -> None:
