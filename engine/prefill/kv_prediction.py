@@ -82,7 +82,7 @@ class KVPrediction:
         cache.next_position = len(context)
         logits = decoder.extend(mx.array([[last]]), cache)
         assert logits is not None
-        return Prefilled(logits[:, -1], exact=False, strategy=self.name, work=Work([1] * len(decoder.blocks)))
+        return Prefilled(logits[:, -1], exact=False, strategy=self.name, work=_work(decoder, predictor, len(context)))
 
     def _unfit(self, decoder: Any, prompt: PromptTokens, cache: Any) -> str:
         """Why exact prefill has to serve, as a sentence, or nothing."""
@@ -137,6 +137,19 @@ def store_predicted(
         for layer, keys, values in predictor.predict_all(watch.seen):
             base.store(layer, keys, values, start, cache)
         mx.eval(cache.arrays(), auxiliary_cache.arrays())
+
+
+def _work(base: Decoder, predictor: Predictor, context: int) -> Work:
+    """The last token in every layer, and the context in those of the base's layers that the auxiliary ran whole.
+
+    Another model's layers are none of the base's, and have no entry.
+    """
+    tokens = [1] * len(base.blocks)
+    if not isinstance(predictor.auxiliary, Identity):
+        last = max(source for source in predictor.layer_map if source is not None)
+        for layer in predictor.auxiliary[:last]:
+            tokens[layer] += context
+    return Work(tokens)
 
 
 class _Watch(Probe):
