@@ -38,6 +38,7 @@ _logger = logging.getLogger("russet")
 # Name -> module, the libraries that it needs, and the extra that installs them.
 TARGETS = {
     "coreml": ("russet.converters.coreml.export", ("coremltools",), "coreml"),
+    "coreai": ("russet.converters.coreai.export", ("coreai",), "coreai"),
 }
 
 WEIGHTS = ("float16", "float32", "int8", "int4", "palette4", "palette2", "stored")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Suffix -> module, the library that it needs, and the extra that installs it.
 PACKAGES = {
     ".mlpackage": ("russet.models.runtimes.coreml", "coremltools", "coreml"),
+    ".aimodel": ("russet.models.runtimes.coreai", "coreai", "coreai"),
 }
 
 COMPUTE_UNITS = ("all", "cpu", "cpu-gpu", "cpu-ne")
