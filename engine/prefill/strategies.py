@@ -35,7 +35,8 @@ def parse(text: str, **settings: Any) -> Prefill:
     """The strategy that `NAME` or `NAME:VALUE` stands for; settings that are None count as not given.
 
     Settings: `keep` (share of the prompt for lazyllm and specprefill, number of documents for superposition), `draft`
-    (a model, or a share of the base's layers), `predictor` (a folder), `documents` (the folder of a document cache).
+    (a model, or a share of the base's layers), `predictor` (a name or a folder), `documents` (a document
+    cache's folder).
     Raises InvalidOptionError for a name, a setting or a value that does not fit, and what building one raises.
     """
     name, colon, value = text.partition(":")
@@ -109,10 +110,21 @@ def _draft(draft: str | float) -> Any:
 
 def _kv_prediction(predictor: str | Path | None = None) -> Prefill:
     from russet.engine.prefill.kv_prediction import KVPrediction
+    from russet.models.catalog import PREDICTORS
+    from russet.models.shipped import shipped
 
     if predictor is None:
         raise InvalidOptionError("kv-prediction needs a predictor; give the folder of one.")
-    return KVPrediction(Path(predictor).expanduser())
+    folder = Path(predictor).expanduser()
+    if not folder.exists() and str(predictor) in PREDICTORS:
+        found = shipped(str(predictor))
+        if found is None:
+            raise InvalidOptionError(
+                f"The predictor {predictor} comes with a clone of the repository, which this installation is not; give "
+                "the folder of one."
+            )
+        folder = found
+    return KVPrediction(folder)
 
 
 def _superposition(keep: float | str | None = None, documents: Path | None = None) -> Prefill:

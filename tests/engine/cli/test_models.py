@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from russet.engine.cli.models import command
 from russet.engine.errors import ModelNotFoundError
 from russet.engine.paths import models_dir
+from russet.models import catalog, shipped
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,18 @@ def test_what_is_cached_is_listed_with_its_size(cached):
     assert models[1]["bytes"] > 2000
     assert models[1]["path"] == str(models_dir() / "some--model")
     assert "2.0 kB" in CliRunner().invoke(command).stdout
+
+
+def test_what_the_repository_ships_is_listed(monkeypatch, tmp_path):
+    monkeypatch.setitem(catalog.PREDICTORS, "half", "a test")
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    for there in (False, True):
+        if there:
+            (tmp_path / "half").mkdir()
+            (tmp_path / "half" / "predictor.json").write_bytes(b"x" * 1500)
+        found = json.loads(CliRunner().invoke(command, ["--json"]).stdout)[-1]
+        assert (found["name"], found["cached"], found["bytes"]) == ("half", there, 1500 * there)
+        assert found["sources"] == ["repository:models/weights/half"]
 
 
 def test_removing_takes_models_by_name(cached):

@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from russet.engine.errors import InvalidOptionError, PredictorError
+from russet.engine.prefill.kv_prediction import KVPrediction
+from russet.engine.prefill.predictor import Predictor
+from russet.engine.prefill.predictor_folder import save_predictor
 from russet.engine.prefill.pruning import Linear, Staged
 from russet.engine.prefill.strategies import STRATEGIES, find, parse
+from russet.models import catalog, shipped
+from russet.models.loading import load_decoder
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 DOCS = Path(__file__).parents[3] / "docs" / "prefill.md"
 
 
@@ -90,6 +96,16 @@ def test_what_does_not_fit_is_told_in_one_sentence(text: str, settings: dict, me
 def test_a_folder_that_is_no_predictor_is_told(tmp_path: Path) -> None:
     with pytest.raises(PredictorError):
         parse(f"kv-prediction:{tmp_path}")
+
+
+def test_a_predictor_of_the_repository_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.PREDICTORS, "half", "a test")
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    with pytest.raises(InvalidOptionError, match="The predictor half comes with a clone of the repository"):
+        parse("kv-prediction:half")
+    save_predictor(Predictor.identity(load_decoder(GOLDEN / "llama", "float32")), tmp_path / "half")
+    strategy = parse("kv-prediction", predictor="half")
+    assert isinstance(strategy, KVPrediction) and strategy.folder == tmp_path / "half"
 
 
 def test_lossy_strategies_name_their_price_and_exact_has_none() -> None:
