@@ -58,9 +58,7 @@ def chosen_prefill(name: str, settings: dict[str, Any], prefix_cache: bool) -> P
             takers = [f"--prefill {other}" for other, entry in STRATEGIES.items() if key in entry.settings]
             raise click.UsageError(f"--{key} goes with {' or '.join(takers)}, not with {name}.")
     if name == "kv-prediction" and "predictor" not in given:
-        raise click.UsageError(
-            "--prefill kv-prediction needs --predictor NAME, a listed one or a folder."
-        )
+        raise click.UsageError("--prefill kv-prediction needs --predictor NAME, a listed one or a folder.")
     if name == "exact":
         return None
     if prefix_cache and "documents" not in strategy.settings:
