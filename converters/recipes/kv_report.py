@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from russet.converters.recipes.base import Batch
 from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, flat, flat_heads, under
+from russet.converters.recipes.measure import means
 from russet.converters.recipes.source import Params
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def predictor_report(
 ) -> dict[str, Any]:
     """Prefill's weights a token as a share of exact prefill's, and how well rows of each layer are predicted.
 
-    `explained` is 1 minus the squared error over the variance of the base's keys and values, by layer.
+    `explained` is 1 minus the squared error over the variance of the base's keys and values, by layer. `start` is the
+    loss of the maps that training began with.
     """
     mapped = [name for name in params if name.startswith(MAPS) and name.endswith(".weight")]
     own = {name: params[name] for name in params if name.startswith(AUXILIARY)}
@@ -36,7 +38,9 @@ def predictor_report(
             explained[name].append((1 - mx.square(found - true).sum() / spread).item())
         progress()
     maps = sum(params[name].size for name in mapped)
+    start = recipe.start()
     return {
+        "start": means(lambda batch: recipe.loss(start, batch, None, mx.array(0.0))[1], batches),
         "kept": list(recipe.kept),
         "map_weights": maps,
         "own_weights": sum(array.size for array in own.values()),

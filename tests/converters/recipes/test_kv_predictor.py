@@ -98,6 +98,7 @@ def test_the_report_tells_the_work_and_what_is_explained(source: Source, batches
     assert report["prefill_share"] == pytest.approx((layer + rows + rows) / (2 * layer + rows))
     assert (report["kept"], report["map_weights"], report["own_weights"]) == ([0, 1], rows, 0)
     assert set(report["explained"]) == {"layers.2.keys", "layers.2.values"}
+    assert report["start"]["kl"] == pytest.approx(recipe.loss(params, batches[0], None, START)[1]["kl"].item())
     worse = recipe.report({n: a * 0.5 for n, a in params.items()}, batches[:1], lambda: None)
     assert all(0 < worse["explained"][name] < value < 1 for name, value in report["explained"].items())
 
