@@ -40,12 +40,14 @@ def estimate(folder: Path, tokens: int, dtype: str | None, peers: int = 0) -> Me
     stored = sum(file.stat().st_size for file in folder.rglob("*" if packaged else "*.safetensors") if file.is_file())
     if packaged or raw.get("model_type") not in FAMILIES:
         return MemoryEstimate(stored, 0, 0, peers * stored)
-    weights = stored if on_gpu() else _dense_bytes(raw, dtype)
+    # A GPU takes weights as they are stored, unless dense ones are cast.
+    as_stored = on_gpu() and (dtype is None or "quantization" in raw)
+    weights = stored if as_stored else _dense_bytes(raw, dtype)
     return MemoryEstimate(weights, *_run_bytes(raw, tokens, dtype), peers * weights)
 
 
 def _dense_bytes(raw: dict[str, Any], dtype: str | None) -> int:
-    """A CPU expands weights when it loads them."""
+    """Weights in the type that is computed in, as a CPU expands packed ones to when it loads them."""
     from russet.models.families import family_of, read_decoder
     from russet.models.shapes import parameter_count
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 THERMAL = {0: "nominal", 1: "moderate", 2: "heavy", 3: "trapping", 4: "sleeping"}
@@ -47,8 +48,9 @@ def cpu_name() -> str | None:
     return names[0] if names else platform.machine() or None
 
 
+@cache
 def gpu_cores() -> int | None:
-    """The number of GPU cores of a Mac."""
+    """The number of GPU cores of a Mac, which takes it a second or two to say."""
     text = command_output("system_profiler", "-json", "SPDisplaysDataType") if on_mac() else None
     try:
         displays = json.loads(text or "{}").get("SPDisplaysDataType", [])

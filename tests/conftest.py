@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """With RUSSET_TEST_DEVICE=cpu a machine with a GPU runs the tests on its CPU, as machines without one do."""
+    if os.environ.get("RUSSET_TEST_DEVICE") == "cpu":
+        import mlx.core as mx
+
+        mx.set_default_device(mx.cpu)
+
 
 CONFIG = {
     "model_type": "llama",

@@ -25,7 +25,7 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture
 def bench(folder: Path) -> Callable[..., Result]:
-    return lambda *arguments: run("ttft", "-m", str(folder), *arguments)
+    return lambda *arguments: run("ttft", "-m", str(folder), "--dtype", "float32", *arguments)
 
 
 def test_modes_and_peer_take_turns_and_everything_is_written(
@@ -105,7 +105,7 @@ def test_what_does_not_fit_in_memory_is_refused_before_a_model_is_loaded(
 
 
 def test_the_estimate_is_near_what_was_measured(bench: Callable[..., Result], folder: Path) -> None:
-    needed = memory_estimate.estimate(folder, 46, None, peers=1)
+    needed = memory_estimate.estimate(folder, 46, "float32", peers=1)
     assert needed.cache == 46 * 2 * 2 * 32 * 4 and needed.peers == needed.weights
     result = bench("--prompt-lengths", "40", "--generate", "6", "--repeat", "1", "--json")
     (model,) = json.loads(result.stdout)["models"]

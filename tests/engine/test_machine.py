@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,7 +22,7 @@ Currently in use:
 
 
 @pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str | None]]:
     """A Mac's commands and what they print; a command that is not there prints None."""
     printed: dict[str, str | None] = {
         "sysctl -n machdep.cpu.brand_string": "Apple M3 Max",
@@ -34,7 +35,9 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     }
     monkeypatch.setattr(machine, "on_mac", lambda: True)
     monkeypatch.setattr(machine, "command_output", lambda *command: printed.get(" ".join(command)))
-    return printed
+    gpu_cores.cache_clear()
+    yield printed
+    gpu_cores.cache_clear()
 
 
 def test_a_mac_tells_all(mac: dict[str, str | None]) -> None:
@@ -70,6 +73,7 @@ def test_unknown_levels_have_no_name(mac: dict[str, str | None]) -> None:
 
 def test_elsewhere_there_is_no_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "on_mac", lambda: False)
+    gpu_cores.cache_clear()
     monkeypatch.setattr(machine, "command_output", lambda *_: pytest.fail("a Mac's command was run"))
     assert (pressure(), gpu_cores(), model_identifier()) == (Pressure(), None, None)
 
