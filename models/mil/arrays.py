@@ -19,18 +19,9 @@ def reshape(x: np.ndarray, shape: Any) -> np.ndarray:
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(_ints(shape))])
 
 
-def squeeze(x: np.ndarray, axes: Any = None) -> np.ndarray:
-    return np.squeeze(x, None if axes is None else tuple(_ints(axes)))
-
-
 def concat(values: Sequence[np.ndarray], axis: Any, interleave: Any = False) -> np.ndarray:
     _only(not interleave, "concat with interleave")
     return np.concatenate([np.atleast_1d(value) for value in values], int(axis))
-
-
-def split(x: np.ndarray, axis: Any, num_splits: Any = None, split_sizes: Any = None) -> list[np.ndarray]:
-    ends = int(num_splits) if split_sizes is None else np.cumsum(split_sizes)[:-1]
-    return list(np.split(x, ends, int(axis)))
 
 
 def gather(
@@ -38,10 +29,6 @@ def gather(
 ) -> np.ndarray:
     _only(int(batch_dims) == 0, "gather with batch dimensions")
     return np.take(x, np.asarray(indices).astype(np.int64), int(axis))
-
-
-def gather_along_axis(x: np.ndarray, indices: np.ndarray, axis: Any = 0, validate_indices: Any = False) -> np.ndarray:
-    return np.take_along_axis(x, indices.astype(np.int64), int(axis))
 
 
 def slice_by_size(x: np.ndarray, begin: Any, size: Any) -> np.ndarray:
@@ -68,16 +55,6 @@ def slice_update(x: np.ndarray, update: np.ndarray, in_place: bool = False, **bo
         raise IndexError(f"an update of {list(update.shape)} does not fit a slice of {list(result[index].shape)}")
     result[index] = update
     return result
-
-
-def band_part(x: np.ndarray, lower: Any = -1, upper: Any = -1) -> np.ndarray:
-    distance = np.arange(x.shape[-1]) - np.arange(x.shape[-2])[:, None]
-    inside = np.ones_like(distance, bool)
-    if int(lower) >= 0:
-        inside &= distance >= -int(lower)
-    if int(upper) >= 0:
-        inside &= distance <= int(upper)
-    return np.where(inside, x, 0)
 
 
 def _index(
@@ -111,28 +88,17 @@ def _only(supported: bool, what: str) -> None:
 
 
 ARRAYS: dict[str, Operation] = {
-    "band_part": band_part,
     "concat": concat,
     "expand_dims": lambda x, axes: np.expand_dims(x, tuple(_ints(axes))),
-    "fill": lambda shape, value=0.0: np.full(_ints(shape), value),
     "gather": gather,
-    "gather_along_axis": gather_along_axis,
-    "range_1d": lambda start, end, step: np.arange(start, end, step),
     "reshape": reshape,
-    "reverse": lambda x, axes=None: np.flip(x, None if axes is None else tuple(_ints(axes))),
     "select": lambda cond, a, b: np.where(cond, a, b),
     "shape": lambda x: np.array(x.shape),
     "slice_by_index": slice_by_index,
     "slice_by_size": slice_by_size,
     "slice_update": slice_update,
-    "split": split,
-    "squeeze": squeeze,
-    "stack": lambda values, axis: np.stack(values, int(axis)),
-    "tile": lambda x, reps: np.tile(x, _ints(reps)),
     "transpose": lambda x, perm: x.transpose(_ints(perm)),
 }
 
-VIEWS = frozenset(
-    ("expand_dims", "identity", "cast", "reshape", "slice_by_index", "slice_by_size", "split", "squeeze", "transpose")
-)
+VIEWS = frozenset(("expand_dims", "identity", "cast", "reshape", "slice_by_index", "slice_by_size", "transpose"))
 """Operations whose result may share memory with their operand `x`."""

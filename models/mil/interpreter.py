@@ -118,9 +118,8 @@ class Interpreter:
             raise CheckpointError(
                 f"{self.package.name} has an operation {step.kind} ({step.outputs[0].name}) that cannot be: {error}."
             ) from error
-        results = result if isinstance(result, list) else [result]
-        for output, value in zip(step.outputs, results, strict=True):
-            values[output.name] = self._stored(output, np.asarray(value))
+        (output,) = step.outputs
+        values[output.name] = self._stored(output, np.asarray(result))
 
     def _stored(self, output: Any, value: np.ndarray) -> np.ndarray:
         """A result in the shape and format that the package declares for it."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from russet.engine.errors import UnsupportedModelError
 from russet.models.mil.elementwise import Operation, wide
 
 
@@ -20,17 +18,6 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
 def matmul(x: np.ndarray, y: np.ndarray, transpose_x: Any = False, transpose_y: Any = False) -> np.ndarray:
     x, y = wide(x), wide(y)
     return (x.swapaxes(-1, -2) if transpose_x else x) @ (y.swapaxes(-1, -2) if transpose_y else y)
-
-
-def einsum(values: Sequence[np.ndarray], equation: str) -> np.ndarray:
-    return np.einsum(equation, *map(wide, values))
-
-
-def conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, **settings: Any) -> np.ndarray:
-    if weight.shape[2:] != (1, 1):
-        raise UnsupportedModelError("The package uses convolutions wider than 1x1, which Russet's interpreter lacks.")
-    y = np.einsum("bchw,oc->bohw", wide(x), wide(weight)[:, :, 0, 0], optimize=True)
-    return y if bias is None else y + wide(bias)[None, :, None, None]
 
 
 def scaled_dot_product_attention(
@@ -75,8 +62,6 @@ def _spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 PRODUCTS: dict[str, Operation] = {
     "constexpr_blockwise_shift_scale": blockwise_shift_scale,
     "constexpr_lut_to_dense": lut_to_dense,
-    "conv": conv,
-    "einsum": einsum,
     "linear": linear,
     "matmul": matmul,
     "scaled_dot_product_attention": scaled_dot_product_attention,

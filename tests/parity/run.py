@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import coreml
 import golden
 import numpy as np
 import reference_mlx_lm
@@ -97,6 +98,7 @@ def main() -> int:
         print(f"{variant.name:16} {variant.reference:13} {worst:.1e}{'' if worst <= SAME else '  DIFFERS'}")
     if not options.variants:
         failed += not smollm2.compare()
+        failed += not coreml.compare()
     return 1 if failed else 0
 
 
