@@ -68,6 +68,9 @@ class Tokens(click.ParamType):
     "--checkpoint-s", type=click.FloatRange(min=1), default=300, show_default=True, help="Seconds between checkpoints."
 )
 @click.option(
+    "--held-out", type=Tokens(), default=65536, show_default=True, help="Tokens of val.bin to measure before and after."
+)
+@click.option(
     "--eval",
     "eval_data",
     type=click.Path(path_type=Path),
@@ -111,7 +114,7 @@ def _run(name: str, src: Path, dst: Path, given: dict[str, Any]) -> Any:
     found = recipe_class(name)
     settings = {key: given[key] for key in ("tokens", "batch", "length", "rate", "decay", "ema", "seed")}
     data = given["eval_data"]
-    evaluation = Evaluation(data=data, tasks=tuple(given["eval_tasks"]), limit=given["eval_limit"])
+    evaluation = Evaluation(given["held_out"], data, tasks=tuple(given["eval_tasks"]), limit=given["eval_limit"])
     teacher = given["teacher"]
     return Run(
         _recipe(found, given),

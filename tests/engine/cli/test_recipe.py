@@ -1,0 +1,73 @@
+"""`russet recipe` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from russet.converters.recipes import RECIPES
+from russet.engine.cli import main
+from russet.engine.cli.recipe import NAMES
+
+
+@pytest.fixture
+def folders(tiny_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A model that guesses evenly, and text."""
+    source, data = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    data.mkdir()
+    for file in tiny_folder.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    weights = mx.load(str(tiny_folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * 0.1
+    mx.save_safetensors(str(source / "model.safetensors"), weights, metadata={"format": "mlx"})
+    np.random.default_rng(0).integers(0, 250, 500).astype("<u2").tofile(data / "a.bin")
+    return source, data
+
+
+def run(name: str, source: Path, dst: Path, data: Path, *more: str) -> tuple[int, str]:
+    size = ["--tokens", "0.2k", "--batch", "4", "--length", "16"]
+    done = CliRunner().invoke(main, ["recipe", name, str(source), str(dst), "--data", str(data), *size, *more])
+    return done.exit_code, done.output
+
+
+def test_a_recipe_is_run_and_reported(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    source, data = folders
+    code, output = run("share_kv", source, tmp_path / "dst", data, "-o", "share=0.67", "--json")
+    assert code == 0, output
+    report = json.loads(output.splitlines()[-1])
+    assert report["steps"] == 4 and report["options"] == {"share": 0.67, "blend": 0.2}
+    config = json.loads((tmp_path / "dst" / "config.json").read_text())
+    assert config["russet"] == {"kv_source": [None, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["-o", "colour=red"], "share_kv has no setting 'colour'; it has share, blend."),
+        (["-o", "share=red"], "share is 'red'; float is expected."),
+        (["-o", "share=0.1"], "A share of 0.1 leaves 0 of 3 layers"),
+        (["--teacher", "smollm3"], "There is no model smollm3"),
+    ],
+)
+def test_a_wrong_setting_is_told(folders: tuple[Path, Path], tmp_path: Path, more: list[str], told: str) -> None:
+    source, data = folders
+    code, output = run("share_kv", source, tmp_path / "dst", data, *more)
+    assert code == 1 and told in output
+    assert not (tmp_path / "dst").exists() and not (tmp_path / "dst.run").exists()
+
+
+@pytest.mark.parametrize("tokens", ["many", "0", "-3k"])
+def test_tokens_are_a_number(folders: tuple[Path, Path], tmp_path: Path, tokens: str) -> None:
+    source, data = folders
+    assert run("control", source, tmp_path / "dst", data, "--tokens", tokens)[0] == 2
+
+
+def test_every_recipe_can_be_named() -> None:
+    assert set(NAMES) == set(RECIPES)
