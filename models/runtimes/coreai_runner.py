@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,46 +25,45 @@ SETTLE_S = 0.2
 
 
 class CoreAIRunner:
-    """One model, compiled for this machine and loaded; its functions are looked up when they are first called."""
+    """One model, compiled for this machine, with its functions loaded.
+
+    Where the system has no Core AI of its own, the compiled form lies in the temporary folder until it is mapped.
+    """
 
     def __init__(self, model: Path, compute_units: str | None) -> None:
-        from coreai.authoring import AIModelAsset
-
         options = _specialization(compute_units)
         try:
-            self._asset = AIModelAsset.load(model)
-            self._context = self._asset.executable(options)
-            self._model = _wait(self._context.__aenter__())
-        except RuntimeError as error:
-            raise CheckpointError(f"Core AI could not load {model} ({error}); convert the model again.") from None
-        self.functions: list[str] = list(self._model.function_names)
-        self._loaded: dict[str, Any] = {}
+            self._functions: dict[str, Any] = _wait(_load(model, options))
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError(
+                f"Core AI could not load {model} ({error}); convert the model again, or set TMPDIR to another folder if "
+                "the disk of the temporary one is full."
+            ) from None
+        self.functions = list(self._functions)
         _open_runners().add(self)
 
     def run(self, function: str, inputs: dict[str, np.ndarray], state: dict[str, Any]) -> dict[str, np.ndarray]:
         """Call a function; the arrays of `state`, made by `array`, are updated."""
         given = {name: array(value) for name, value in inputs.items()}
-        outputs = _wait(_call(self._function(function), given, state))
+        outputs = _wait(_call(self._functions[function], given, state))
         return {name: value.numpy() for name, value in outputs.items()}
 
     def state_type(self, function: str, name: str) -> tuple[list[int | None], str]:
         """Shape (None: any) and number format of a state."""
-        description = self._function(function).desc.state_descriptor(name)
+        description = self._functions[function].desc.state_descriptor(name)
         return [None if size is None or size < 0 else size for size in description.shape], str(description.dtype)
 
-    def _function(self, name: str) -> Any:
-        if name not in self._loaded:
-            with _quiet():
-                self._loaded[name] = self._model.load_function(name)
-        return self._loaded[name]
-
     def close(self) -> None:
-        """Let go of the model and of the files that it was compiled to."""
-        context, self._context = self._context, None
-        self._loaded.clear()
-        self._model = None
-        if context is not None:
-            _wait(context.__aexit__(None, None, None))
+        """Let go of the model; it cannot be used any more."""
+        self._functions.clear()
+
+
+async def _load(model: Path, options: Any) -> dict[str, Any]:
+    from coreai.authoring import AIModelAsset
+
+    async with AIModelAsset.load(model).executable(options) as loaded:
+        with _quiet():
+            return {name: loaded.load_function(name) for name in loaded.function_names}
 
 
 @contextmanager
@@ -131,8 +130,7 @@ def _open_runners() -> weakref.WeakSet[CoreAIRunner]:
     def close_all() -> None:
         # The runtime's threads give arrays back to Python a moment after a call; where Python is gone, they abort.
         for runner in list(runners):
-            with suppress(Exception):
-                runner.close()
+            runner.close()
         gc.collect()
         time.sleep(SETTLE_S)
 
