@@ -24,6 +24,7 @@ _CUDA = "mlx-cuda-13"
 _EXTRAS = (
     ("mlx-lm", "architectures that Russet has no family for"),
     ("coremltools", "packages for Core ML"),
+    ("coreai-core", "packages for Core AI"),
 )
 
 

@@ -30,20 +30,20 @@ EXPORT_OPTIONS = (
     click.option(
         "--layout",
         type=click.Choice(LAYOUTS),
-        help="Packages: calls of fixed length for Russet, or what Hugging Face's Swift client calls.  "
+        help="Packages: what Russet calls, or what Swift clients do: Hugging Face's for Core ML, Apple's for Core AI.  "
         "[default: engine]",
     ),
     click.option(
         "--context",
         type=click.IntRange(min=1),
         metavar="N",
-        help=f"Packages: positions that the state holds.  [default: the model's, at most {CONTEXT}]",
+        help=f"Packages: positions that the state holds.  [default: the model's, for Core ML at most {CONTEXT}]",
     ),
     click.option(
         "--chunk",
         type=click.IntRange(min=1),
         metavar="N",
-        help=f"Packages: tokens that prefill takes at once.  [default: {CHUNK}]",
+        help=f"Packages: tokens that prefill takes at once.  [default: {CHUNK}, for Core AI {4 * CHUNK}]",
     ),
     click.option("--system", type=click.Choice(SYSTEMS), help="Packages: the oldest system they are for."),
 )

@@ -36,7 +36,7 @@ class CoreAIRunner:
             self._functions: dict[str, Any] = _wait(_load(model, options))
         except (RuntimeError, OSError) as error:
             raise CheckpointError(
-                f"Core AI could not load {model} ({error}); convert the model again, or set TMPDIR to another folder if "
+                f"Core AI could not load {model} ({error}); convert the model again, or set TMPDIR elsewhere if "
                 "the disk of the temporary one is full."
             ) from None
         self.functions = list(self._functions)
