@@ -119,14 +119,15 @@ def test_a_strategy_that_keeps_everything_prices_nothing(tiny_model: russet.Mode
     assert not close(exact, pruned) and not lossy.exact and np.isfinite(pruned.logs).all()
 
 
-def test_revival_goes_on_token_by_token_and_every_ending_starts_anew(tiny_model: russet.Model) -> None:
+@pytest.mark.parametrize("revive", [0, 8])
+def test_an_ending_does_not_know_of_the_one_before_it(tiny_model: russet.Model, revive: int) -> None:
     context, endings = list(PASSAGE.encode()), [[5, 6, 7], [5, 6, 9]]
-    strategy = LazyLLM(keep=0.3, revive=8)
+    strategy = LazyLLM(keep=0.3, revive=revive)
     both, _ = behind(tiny_model, strategy, context, endings)
     for ending, said in zip(endings, both, strict=True):
         (alone,), prefilled = behind(tiny_model, strategy, context, [ending])
-        assert prefilled.extend is not None and prefilled.work.revived > 0
         assert close(alone, said)
+        assert (prefilled.extend is not None) == (prefilled.work.revived > 0) == (revive > 0)
 
 
 def test_int8_rows_are_scored_as_they_are_stored(tiny_folder: Path, tiny_model: russet.Model) -> None:
