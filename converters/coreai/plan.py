@@ -68,8 +68,7 @@ def make_plan(model: ModelTensors, options: ExportOptions) -> Plan:
     notes = []
     if dense:
         more = f" and {len(dense) - 1} more" if len(dense) > 1 else ""
-        group = GROUPS[BITS[weights]]
-        notes.append(f"{dense[0]}{more} stays {dtype}, for its rows are no multiple of {group} weights")
+        notes.append(f"{dense[0]}{more} stays {dtype}, for its rows do not divide into groups of weights")
     context = options.context or model.config.max_positions
     return Plan(weights, dtype, context, min(options.chunk or 4 * CHUNK, context), planned, tuple(notes))
 
@@ -103,9 +102,12 @@ def _layout(model: ModelTensors, role: str, shape: tuple[int, ...], weights: str
     bits, group = model.stored_layout(role)
     group = group or (shape[0] if model.by_neuron(role) else shape[1])
     if weights in BITS and bits != BITS[weights]:
-        bits, group = BITS[weights], GROUPS[BITS[weights]]
-        if shape[1] % group:
-            return floats
+        # Few bits hurt the embedding and the head most.
+        wanted = 8 if role in ("embed", "head") else BITS[weights]
+        if bits != wanted:
+            bits, group = wanted, GROUPS[wanted]
+            if shape[1] % group:
+                return floats
     elif weights not in (*BITS, "stored") or bits is None:
         return floats
     if bits not in PACKED_BITS:

@@ -50,6 +50,7 @@ def test_packed_weights_are_taken_over(
 def test_dense_weights_are_quantised_as_mlx_does_it(weights: str, tiny_folder: Path) -> None:
     model = ModelTensors(tiny_folder)
     layout = make_plan(model, ExportOptions(weights=weights)).layouts["layers.0.q"]
+    assert make_plan(model, ExportOptions(weights=weights)).layouts["embed"].bits == 8
     assert layout.bits == int(weights[3:]) and layout.nbytes < np.prod(model.shapes["layers.0.q"]) * 1.2
     ours = stored(model, "layers.0.q", layout)
     assert isinstance(ours, Packed)
