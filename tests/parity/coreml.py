@@ -33,9 +33,9 @@ COUNT = 20
 KINDS = ("float16", "int8", "int4", "palette4", "palette2", "stored")
 
 
-def convert(folder: Path, package: Path, weights: str) -> tuple[float, float]:
+def convert(folder: Path, package: Path, weights: str, to: str = "coreml") -> tuple[float, float]:
     """Convert in a process of its own: seconds from start to end, and its peak memory in bytes."""
-    command = [sys.executable, "-m", "russet", "convert", str(folder), str(package), "--to", "coreml"]
+    command = [sys.executable, "-m", "russet", "convert", str(folder), str(package), "--to", to]
     started = now()
     process = subprocess.Popen([*command, "--weights", weights], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

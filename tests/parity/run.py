@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import coreai_smollm2
 import coreml
 import golden
 import numpy as np
@@ -99,6 +100,7 @@ def main() -> int:
     if not options.variants:
         failed += not smollm2.compare()
         failed += not coreml.compare()
+        failed += not coreai_smollm2.compare()
     return 1 if failed else 0
 
 
