@@ -16,6 +16,7 @@ from russet.bench.cold_start import mlx_lm_program, run_cold, russet_program
 from russet.bench.decode import Listener, rounds
 from russet.bench.environment import environment, model_hash
 from russet.bench.llama_bench import LlamaBench
+from russet.bench.packages import weights_of
 from russet.bench.peers import LLAMA_CPP, MLX_LM
 from russet.bench.prefill_contenders import contenders as strategies
 from russet.bench.prompts import Prompt, check_lengths
@@ -66,7 +67,7 @@ def _measure(
     before = mx.get_active_memory()
     model = load(job.model)
     mx.clear_cache()
-    weights_bytes = mx.get_active_memory() - before
+    weights_bytes = weights_of(model) or mx.get_active_memory() - before
     check_lengths(job.lengths, plan.generate, model.max_positions)
     result = _stamp(job, model)
     report.models.append(result)

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from russet.converters.exporting import ExportOptions, export
 from russet.engine.cli import main
+from russet.engine.storage import folder_bytes
 from russet.models.mil.interpreter import Interpreter
 
 ct = pytest.importorskip("coremltools")
@@ -46,6 +47,28 @@ def test_a_package_alone(package: Path) -> None:
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["model"]["sha256"] and report["steps"] == {}
+
+
+def test_whole_answers_of_a_package(package: Path) -> None:
+    arguments = [
+        "bench",
+        "ttft",
+        "-m",
+        str(package),
+        "--prompt-lengths",
+        "40",
+        "--generate",
+        "4",
+        "--repeat",
+        "1",
+        "--json",
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    (model,) = json.loads(result.stdout)["models"]
+    (contender,) = model["contenders"].values()
+    assert "through Russet's MIL interpreter" in contender["setting"]
+    assert contender["weights_bytes"] == folder_bytes(package)
 
 
 def test_the_script_times_every_choice_of_units(folder: Path, package: Path, tmp_path: Path) -> None:
