@@ -1,12 +1,12 @@
 """Norms and attention as Core AI's composite operations: named, so that Apple's compiler can put its own kernels there.
 
 A composite is a private graph that says what it stands for and, in its body, what it computes. Norms compute in
-float32, where squares of 16-bit numbers do not overflow.
+float32, where squares of 16-bit numbers do not overflow. Sigmoid attention, which Core AI has no name for, is plain
+operations.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,34 +86,59 @@ def _rms_norm(eps: float) -> Callable[..., Value]:
 
 def _attention(scale: float, window: int | None) -> Callable[..., Value]:
     def body(queries: Value, keys: Value, values: Value) -> Value:
-        heads, kv_heads, dim = queries.type.shape[1], keys.type.shape[1], queries.type.shape[3]
-        rows, count = ops.length(queries, 2), ops.length(keys, 2)
-        group = heads // kv_heads
-        many = ops.multiply(rows, ops.constant([group], np.int32))
-        # Query heads of one key head are rows of one product, so that keys are read once and never repeated.
-        grouped = ops.reshape(ops.multiply(queries, _scalar(scale, queries)), [1, kv_heads, many, dim])
-        scores = ops.matmul(grouped, ops.transpose(keys, [0, 1, 3, 2]))
-        scores = ops.reshape(scores, [1, heads, rows, count])
-        weights = ir.softmax(ops.add(scores, _hidden(rows, count, window, queries)), ops.constant(3, np.int32))
-        mixed = ops.matmul(ops.reshape(weights, [1, kv_heads, many, count]), values)
-        return ops.reshape(mixed, [1, heads, rows, dim])
+        def weigh(scores: Value) -> Value:
+            hidden = _hidden(ops.length(queries, 2), ops.length(keys, 2), window)
+            masked = ops.add(scores, ops.multiply(ops.cast(hidden, queries), _scalar(HIDDEN, queries)))
+            return ir.softmax(masked, ops.constant(3, np.int32))
+
+        return _attend(queries, keys, values, scale, weigh)
 
     return body
 
 
-def _hidden(rows: Value, count: Value, window: int | None, like: Value) -> Value:
-    """[rows, count]: 0 where a query sees a key, `HIDDEN` where it does not."""
+def sigmoid_attention(
+    queries: Value, keys: Value, values: Value, scale: float, window: int | None, bias: float | None
+) -> Value:
+    """sigmoid(scale Q K^T + b) V of arXiv 2409.04431, causal; b is `bias`, or -log of the keys that a query sees."""
+
+    def weigh(scores: Value) -> Value:
+        hidden = _hidden(ops.length(queries, 2), ops.length(keys, 2), window)
+        seen = ops.subtract(ops.constant(1.0), ir.cast(hidden, F32Type.get()))
+        wide = ir.cast(scores, F32Type.get())
+        if bias is None:
+            offset = ir.log(ir.reduce_sum(seen, [1]))
+            wide = ops.subtract(wide, offset)
+        else:
+            wide = ops.add(wide, ops.constant(bias))
+        return ops.cast(ops.multiply(ir.sigmoid(wide), seen), queries)
+
+    return _attend(queries, keys, values, scale, weigh)
+
+
+def _attend(queries: Value, keys: Value, values: Value, scale: float, weigh: Callable[[Value], Value]) -> Value:
+    """Values mixed by what `weigh` makes of the scores [1, heads, rows, n]."""
+    heads, kv_heads, dim = queries.type.shape[1], keys.type.shape[1], queries.type.shape[3]
+    rows, count = ops.length(queries, 2), ops.length(keys, 2)
+    many = ops.multiply(rows, ops.constant([heads // kv_heads], np.int32))
+    # Query heads of one key head are rows of one product, so that keys are read once and never repeated.
+    grouped = ops.reshape(ops.multiply(queries, _scalar(scale, queries)), [1, kv_heads, many, dim])
+    scores = ops.reshape(ops.matmul(grouped, ops.transpose(keys, [0, 1, 3, 2])), [1, heads, rows, count])
+    mixed = ops.matmul(ops.reshape(weigh(scores), [1, kv_heads, many, count]), values)
+    return ops.reshape(mixed, [1, heads, rows, dim])
+
+
+def _hidden(rows: Value, count: Value, window: int | None) -> Value:
+    """[rows, count] of booleans: whether a key is hidden from a query."""
     first, end = ops.reshape(ops.subtract(count, rows), []), ops.reshape(count, [])
     one = ops.constant(1, np.int32)
     queries = ir.expand_dims(ir.range_(first, end, one), [1])
     keys = ir.expand_dims(ir.range_(ops.constant(0, np.int32), end, one), [0])
-    hidden = ops.cast(ir.broadcasting_greater(keys, queries), like)
+    hidden = ir.broadcasting_greater(keys, queries)
     if window is not None:
         horizon = ops.subtract(queries, ops.constant(window - 1, np.int32))
-        hidden = ops.add(hidden, ops.cast(ir.broadcasting_greater(horizon, keys), like))
-    return ops.multiply(hidden, _scalar(HIDDEN, like))
+        hidden = ir.broadcasting_or(hidden, ir.broadcasting_greater(horizon, keys))
+    return hidden
 
 
 def _scalar(value: float, like: Value) -> Value:
-    assert math.isfinite(value)
     return ops.cast(ops.constant(value), like)

@@ -17,7 +17,7 @@ from coreai._compiler.ir import ArrayAttr, DictAttr, F32Type, StringAttr
 from coreai.authoring import Module, TensorSpec
 
 from russet.converters.coreai import operations as ops
-from russet.converters.coreai.composites import Composites
+from russet.converters.coreai.composites import Composites, sigmoid_attention
 from russet.converters.coreai.operations import Value
 from russet.converters.coreai.states import Gathered, State, Written, slots, state_shape
 from russet.converters.coreai.tensors import LayerTensors, Tensors
@@ -82,6 +82,8 @@ class Emitter:
 
     def attention(self, spec: LayerSpec, queries: Value, keys: Value, values: Value) -> Value:
         scale = self.config.attention_scale or spec.head_dim**-0.5
+        if spec.attention == "sigmoid":
+            return sigmoid_attention(queries, keys, values, scale, spec.window, spec.sigmoid_bias)
         return self._composites.attention(queries, keys, values, scale, spec.window)
 
     def slot(self, layer: int) -> int:

@@ -75,10 +75,6 @@ def make_plan(model: ModelTensors, options: ExportOptions) -> Plan:
 
 def _refuse(model: ModelTensors, options: ExportOptions) -> None:
     config = model.config
-    if any(layer.attention != "softmax" for layer in config.layers):
-        raise UnsupportedModelError(
-            f"{model.folder.name} attends by sigmoid, which Core AI packages are not written for; run it in MLX."
-        )
     if options.weights is not None and options.weights not in WEIGHTS:
         raise InvalidOptionError(
             f"Core AI packages hold {', '.join(WEIGHTS)} weights; {options.weights} is for --to coreml."

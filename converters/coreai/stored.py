@@ -40,16 +40,17 @@ def stored(model: ModelTensors, role: str, layout: Layout) -> Stored:
     """The matrix of a role; one that the model has packed in the layout's bits is taken over number for number."""
     if layout.bits is None:
         return model.dense(role)
-    if model.stored_layout(role)[0] == layout.bits:
+    bits, group = model.stored_layout(role)
+    if bits == layout.bits:
         source = model.stored(role)
         assert not isinstance(source, np.ndarray)
-        return _unpacked(source, model.by_neuron(role))
+        return _unpacked(source, model.by_neuron(role), one_scale=not group)
     import mlx.core as mx
 
     from russet.models.linear import Affine
 
     dense = mx.array(model.dense(role))
-    return _unpacked(Affine(*mx.quantize(dense, layout.group, layout.bits), layout.group, layout.bits), turned=False)
+    return _unpacked(Affine(*mx.quantize(dense, layout.group, layout.bits), layout.group, layout.bits))
 
 
 def joined(parts: list[Stored]) -> Stored | None:
@@ -70,9 +71,12 @@ def outputs(part: Stored) -> int:
     return part.shape[0] if isinstance(part, np.ndarray) else part.outputs
 
 
-def _unpacked(affine: Affine, turned: bool) -> Packed:
+def _unpacked(affine: Affine, turned: bool = False, one_scale: bool = False) -> Packed:
+    """The integers apart; with `one_scale` those of a row have one scale, which is repeated in `affine`."""
     words = np.array(affine.weight).astype("<u4", copy=False).view(np.uint8)
     places = [(words >> shift) & (2**affine.bits - 1) for shift in range(0, 8, affine.bits)]
     integers = np.stack(places, axis=-1).reshape(words.shape[0], -1)
     scales, biases = (np.array(x).astype(np.float32) for x in (affine.scales, affine.biases))
+    if one_scale:
+        scales, biases = scales[:, :1], biases[:, :1]
     return Packed(integers, scales, biases, affine.bits, turned)

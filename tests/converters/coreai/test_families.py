@@ -17,6 +17,8 @@ FAMILIES = [
     ("llama", {}),
     ("llama", {"hidden_act": "relu"}),
     ("llama", {"hidden_act": "gelu"}),
+    ("llama", {"attention_kind": "sigmoid"}),
+    ("llama", {"attention_kind": "sigmoid", "sigmoid_bias": "visible"}),
     ("llama-bias", {}),
     ("llama-head-dim", {}),
     ("llama-linear", {}),

@@ -55,9 +55,10 @@ def test_options_that_core_ai_does_not_have(dst: Path) -> None:
     assert said == "x.aimodel would be a model without its tokenizer; give a folder for both, without .aimodel."
 
 
-def test_sigmoid_attention(dst: Path, variant) -> None:
-    folder = variant("llama", attention_kind="sigmoid")
-    assert "attends by sigmoid" in refusal(UnsupportedModelError, dst, folder)
+def test_features_that_packages_do_not_have(dst: Path, variant) -> None:
+    layers = json.loads((LLAMA / "config.json").read_text())["num_hidden_layers"]
+    cut = variant("llama", ffn_thresholds=[0.5] * layers)
+    assert "leaves neurons out below thresholds" in refusal(UnsupportedModelError, dst, cut)
 
 
 def test_an_existing_destination(dst: Path) -> None:

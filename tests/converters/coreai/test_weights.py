@@ -16,6 +16,7 @@ from russet.converters.coreai.plan import make_plan
 from russet.converters.coreai.stored import Packed, stored
 from russet.converters.exporting import ExportOptions, export
 from russet.converters.model_tensors import ModelTensors
+from russet.converters.recipes.balanced import codes, pack, store
 from russet.engine.errors import WeightsError
 from russet.models.runtimes.coreai import CoreAIDecoder
 
@@ -44,6 +45,37 @@ def test_packed_weights_are_taken_over(
     wanted = our_logits(folder, tokens)
     difference = np.abs(every_row(decoder, tokens) - wanted)
     assert difference.max() < 0.1 and difference.mean() < 0.01
+
+
+@pytest.mark.parametrize("group", [32, 0])
+def test_balanced_weights_are_what_they_were(
+    group: int, tiny_folder: Path, tmp_path: Path, opened: Callable[..., CoreAIDecoder]
+) -> None:
+    folder = tmp_path / "balanced"
+    shutil.copytree(tiny_folder, folder)
+    tensors = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    for name, rows in list(tensors.items()):
+        if "proj" in name:
+            scales = store(mx.abs(rows.reshape(rows.shape[0], -1, group or rows.shape[1])).mean(axis=-1))
+            tensors[name] = pack(codes(rows, scales))
+            kept = scales.astype(mx.float16)
+            tensors[f"{name.removesuffix('.weight')}.scales"] = kept if group else kept[:, 0]
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] = {"group_size": group, "bits": 2, "mode": "balanced"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    layout = make_plan(ModelTensors(folder), ExportOptions()).layouts["layers.0.down"]
+    ours, dense = stored(ModelTensors(folder), "layers.0.down", layout), ModelTensors(folder).dense("layers.0.down")
+    assert isinstance(ours, Packed) and ours.scales.shape[1] == (96 // group if group else 1)
+    assert layout.nbytes == dense.size // 4 + 4 * ours.scales.size
+    again = ours.integers.reshape(*ours.scales.shape, -1) * ours.scales[..., None] + ours.biases[..., None]
+    np.testing.assert_array_equal(again.reshape(dense.shape), dense)
+    decoder = opened(folder)
+    tokens = token_ids(decoder.vocab_size)
+    wanted = our_logits(folder, tokens)
+    assert np.abs(every_row(decoder, tokens) - wanted).mean() < 0.01 * np.abs(wanted).mean()
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
