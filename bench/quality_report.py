@@ -19,16 +19,21 @@ SCHEMA = "russet-bench-quality/1"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is scored: a model behind a prefill strategy. `sha256` is that of its weights, `description` its card."""
+    """What is scored: a model behind a prefill strategy, with stored keys and values of so many bits.
+
+    `sha256` is that of its weights, `description` its card.
+    """
 
     model: str
     prefill: str
     sha256: str | None = None
     description: str = ""
+    kv_bits: int = 16
 
     @property
     def name(self) -> str:
-        return self.model if self.prefill == EXACT else f"{self.model} {self.prefill}"
+        rows = "" if self.kv_bits == 16 else f" kv{self.kv_bits}"
+        return f"{self.model}{rows}" + ("" if self.prefill == EXACT else f" {self.prefill}")
 
 
 @dataclass
@@ -57,10 +62,20 @@ class QualityReport:
         return {task: found for task, found in self.scores.items() if any(each.rows for each in found.values())}
 
     def against(self, subject: Subject) -> Subject | None:
-        """What a subject is compared with: a strategy with exact prefill of the same model, a model with the first."""
+        """What a subject is compared with.
+
+        A strategy with exact prefill of the same model and cache, an int8 cache with one of 16 bits, and otherwise a
+        model with the first subject.
+        """
         if subject.prefill != EXACT:
-            return next((one for one in self.subjects if (one.model, one.prefill) == (subject.model, EXACT)), None)
+            return self._exact(subject.model, subject.kv_bits)
+        if subject.kv_bits != 16 and (plain := self._exact(subject.model, 16)) is not None:
+            return plain
         return self.subjects[0] if subject != self.subjects[0] else None
+
+    def _exact(self, model: str, kv_bits: int) -> Subject | None:
+        wanted = (model, EXACT, kv_bits)
+        return next((one for one in self.subjects if (one.model, one.prefill, one.kv_bits) == wanted), None)
 
     def comparisons(self, task: str, subject: Subject) -> tuple[Subject | None, list[Comparison]]:
         """What a subject is compared with, and how it compares."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which rows: the first `limit` of every task, from the files in `data`."""
+    """Which rows: the first `limit` of every task, from the files in `data`; `kv_bits` are the caches to score with."""
 
     tasks: Sequence[QualityTask]
     data: Path
     limit: int
+    kv_bits: Sequence[int] = (16,)
 
 
 def run(
@@ -42,13 +44,12 @@ def run(
     for task in plan.tasks:
         next(iter(task.items(plan.data, prompt_length(model))), None)
     sha256 = model_hash(model.path)
-    for task in plan.tasks:
-        for contender in found:
-            subject = Subject(name, contender.name, sha256, model.card)
-            scores = new_scores(task)
-            report.add(subject, scores)
-            heard = _listener(listen, subject.name)
-            fill(scores, task, model, plan.data, plan.limit, contender, listen=heard)
+    for task, kv_bits, contender in product(plan.tasks, plan.kv_bits, found):
+        subject = Subject(name, contender.name, sha256, model.card, kv_bits)
+        scores = new_scores(task)
+        report.add(subject, scores)
+        model.kv_bits = kv_bits
+        fill(scores, task, model, plan.data, plan.limit, contender, listen=_listener(listen, subject.name))
 
 
 def _listener(listen: Listener, subject: str) -> Listener:

@@ -30,7 +30,9 @@ TASKS = "wikitext,lambada,arc_easy,piqa,triviaqa,squad,needle"
 @click.option("--prefill", "names", type=Names(), default="exact", show_default=True, help="Strategies to compare.")
 @draft_option()
 @dtype_option()
-@click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Bits of stored keys and values; 8 is lossy.")
+@click.option(
+    "--kv-bits", type=Names(), default="16", show_default=True, help="Bits of stored keys and values; 8 is lossy."
+)
 @json_option("every row")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Show a file of --json; measure nothing.")
 def quality(source: Path | None, json_file: str | None, data: Path | None, **options: Any) -> None:
@@ -38,11 +40,14 @@ def quality(source: Path | None, json_file: str | None, data: Path | None, **opt
 
     Tasks are wikitext[:WINDOW], lambada, arc_easy, piqa, hellaswag, boolq, triviaqa and squad as lm-evaluation-harness
     defines them, and needle[:TOKENS], nq:DOCUMENTS, kv:PAIRS and multi_news as `russet bench prefill` does. A strategy
-    is compared with exact prefill of the same model, a model with the first one. docs/benchmarks.md defines every
-    number and says where the data come from. Ctrl-C shows what was finished and exits with 130.
+    is compared with exact prefill of the same model, an int8 cache with one of 16 bits, a model with the first one.
+    docs/benchmarks.md defines every number and says where the data come from. Ctrl-C shows what was finished and exits
+    with 130.
     """
     if source is None and data is None:
         raise click.UsageError("Name the folder of the evaluation data with --data.")
+    if not {"8", "16"} >= set(options["kv_bits"]):
+        raise click.UsageError(f"--kv-bits is {','.join(options['kv_bits'])}; it must be 16, 8, or 16,8.")
     check_writable(json_file)
     if source is not None:
         from russet.bench.quality_report import read_quality
@@ -61,7 +66,7 @@ def _measure(
     names: tuple[str, ...],
     draft: str | None,
     dtype: str | None,
-    kv_bits: str | None,
+    kv_bits: tuple[str, ...],
 ) -> None:
     """Score one model after the other, one of them in memory."""
     from russet.bench.environment import environment
@@ -71,15 +76,15 @@ def _measure(
     from russet.bench.quality_report import QualityReport
     from russet.bench.quality_run import Plan, run
 
-    plan = Plan(chosen(tasks), data, limit)
-    settings = {"tasks": [task.name for task in plan.tasks], "limit": limit, "dtype": dtype, "kv_bits": kv_bits}
+    plan = Plan(chosen(tasks), data, limit, [int(bits) for bits in kv_bits])
+    settings = {"tasks": [task.name for task in plan.tasks], "limit": limit, "dtype": dtype}
     report = QualityReport(environment(), settings)
     with tempfile.TemporaryDirectory() as documents:
         found = contenders(names, Path(documents), draft)
 
         def fill(listen: Listener) -> None:
             for model, name in short_names(models).items():
-                run(report, load_model(model, dtype, kv_bits), name, plan, found, listen)
+                run(report, load_model(model, dtype, None), name, plan, found, listen)
 
         fill_and_publish(report, fill, lambda: _publish(report, json_file))
 

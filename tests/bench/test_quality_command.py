@@ -72,6 +72,22 @@ def test_models_and_strategies_from_data_to_table_and_json(
     assert report.to_dict() == raw
 
 
+def test_an_int8_cache_is_compared_with_one_of_16_bits(
+    command: Callable[..., Result], models: list[Path], tmp_path: Path, validate: Callable[[dict[str, Any]], None]
+) -> None:
+    arguments = ("-m", str(models[0]), "--data", str(tmp_path), "--tasks", "lambada", "--kv-bits", "16,8")
+    result = command(*arguments, "--prefill", STRATEGY, "--json")
+    assert result.exit_code == 0, result.output
+    raw = json.loads(result.stdout)
+    validate(raw)
+    name = models[0].name
+    (task,) = raw["results"]
+    against = {each["subject"]: each["against"] for each in task["comparisons"]}
+    assert against == {f"{name} {STRATEGY}": name, f"{name} kv8": name, f"{name} kv8 {STRATEGY}": f"{name} kv8"}
+    plain, rounded = (task["summary"][each]["metrics"]["perplexity"]["value"] for each in (name, f"{name} kv8"))
+    assert plain != rounded and rounded == pytest.approx(plain, rel=0.05)
+
+
 def test_ctrl_c_shows_what_was_finished(
     command: Callable[..., Result], models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +116,7 @@ def test_missing_data_stop_all_before_anything_is_computed(
     ("arguments", "code", "words"),
     [
         ((), 2, "Name the folder of the evaluation data with --data"),
+        (("--data", ".", "--kv-bits", "16,4"), 2, "--kv-bits is 16,4"),
         (("--data", ".", "--tasks", "nq"), 1, "There is no task 'nq'"),
         (("--data", ".", "--tasks", "piqa,,squad"), 2, "empty name"),
         (("--data", ".", "--prefill", "lazylm"), 1, "did you mean lazyllm"),

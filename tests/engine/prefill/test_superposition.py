@@ -241,7 +241,9 @@ def test_falling_back_on_a_prompt_that_does_not_fit_is_refused() -> None:
     decoder = decoder_of("llama")
     model = NotOurs(decoder)
     model.max_positions = 20
-    with pytest.raises(PromptTooLongError, match="Superposition does not apply, because the model runs through another program"):
+    with pytest.raises(
+        PromptTooLongError, match="Superposition does not apply, because the model runs through another program"
+    ):
         Superposition(1)(model, prompt_of(parts_of([6, 7])), decoder.new_cache())
 
 
