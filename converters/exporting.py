@@ -43,7 +43,6 @@ TARGETS = {
 
 WEIGHTS = ("float16", "float32", "int8", "int4", "palette4", "palette2", "stored")
 LAYOUTS = ("engine", "swift")
-SYSTEMS = ("ios17", "ios18", "ios26")
 CONTEXT = 2048
 CHUNK = 64
 
@@ -69,10 +68,11 @@ class ExportOptions:
         for name, value, known in (
             ("weights", self.weights, WEIGHTS),
             ("layout", self.layout, LAYOUTS),
-            ("system", self.system, SYSTEMS),
         ):
             if value is not None and value not in known:
                 raise InvalidOptionError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        if self.system is not None and not re.fullmatch(r"(ios|macos)\d{1,2}", self.system):
+            raise InvalidOptionError(f"system is {self.system!r}; it must be a system and its version, as in ios18.")
         for name, value in (("context", self.context), ("chunk", self.chunk)):
             if value is not None and value < 1:
                 raise InvalidOptionError(f"{name} is {value}; it must be at least 1.")

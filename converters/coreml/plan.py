@@ -91,11 +91,7 @@ def make_plan(model: ModelTensors, options: ExportOptions, max_bytes: int = MAX_
     """Decide how `model` is exported; raises InvalidOptionError for options that do not fit it."""
     config = model.config
     context, chunk = _lengths(config, options)
-    system = options.system or MIN_SYSTEM
-    if system == "ios17":
-        raise InvalidOptionError(
-            "A package with a state needs iOS 18 or macOS 15; 'ios17' is too old: give ios18 or leave it out."
-        )
+    system = _system(options.system)
     if options.weights == "float32":
         raise InvalidOptionError("Core ML packages hold float16 weights at most; float32 is for --to coreai.")
     notes = _Notes()
@@ -139,6 +135,18 @@ def roles_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {role: shapes[role] for role in roles}
 
 
+def _system(named: str | None) -> str:
+    """The deployment target: ios18, or ios26 for systems that have it; macOS 15 and 26 are their equals."""
+    if named is None:
+        return MIN_SYSTEM
+    version = int(named.removeprefix("macos").removeprefix("ios"))
+    if version < (15 if named.startswith("macos") else 18):
+        raise InvalidOptionError(
+            f"A package with a state needs iOS 18 or macOS 15; {named!r} is too old: give ios18 or leave it out."
+        )
+    return "ios26" if version >= 26 else MIN_SYSTEM
+
+
 def _lengths(config: DecoderConfig, options: ExportOptions) -> tuple[int, int]:
     context = options.context or min(config.max_positions, CONTEXT)
     if context > config.max_positions:
@@ -161,13 +169,16 @@ def _kind(model: ModelTensors, role: str, shape: tuple[int, ...], wanted: str, n
             return "float16"
         if wanted == "stored" and stored_bits in PACKED and (stored_bits == 2 or not model.by_neuron(role)):
             return PACKED[stored_bits]
-        notes.add(f"expanded from {stored_bits} bits to float16; --weights stores it smaller", role)
+        kept = "" if wanted == "stored" else "; --weights stored keeps them as they are"
+        notes.add(f"expanded from {stored_bits} bits to float16{kept}", model.names.get(role, role))
         return "float16"
     if role in ("embed", "head"):
         # Tables of tokens suffer most from few bits.
         return "int8"
     if wanted == "int4" and shape[1] % BLOCK:
-        notes.add(f"stored as int8: rows of {shape[1]} do not divide into blocks of {BLOCK}", role)
+        notes.add(
+            f"stored as int8: rows of {shape[1]} do not divide into blocks of {BLOCK}", model.names.get(role, role)
+        )
         return "int8"
     return wanted
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from russet.converters.exporting import CHUNK, CONTEXT, LAYOUTS, SYSTEMS, TARGETS, WEIGHTS
+from russet.converters.exporting import CHUNK, CONTEXT, LAYOUTS, TARGETS, WEIGHTS
 
 if TYPE_CHECKING:
     from russet.converters.exporting import ExportReport
@@ -45,7 +45,11 @@ EXPORT_OPTIONS = (
         metavar="N",
         help=f"Packages: tokens that prefill takes at once.  [default: {CHUNK}, for Core AI {4 * CHUNK}]",
     ),
-    click.option("--system", type=click.Choice(SYSTEMS), help="Packages: the oldest system they are for."),
+    click.option(
+        "--system",
+        metavar="NAME",
+        help="Packages: the oldest system that they are for, as in ios18 or macos15; its equal is meant as well.",
+    ),
 )
 
 EXPORT_SETTINGS = ("weights", "layout", "context", "chunk", "system")

@@ -65,10 +65,6 @@ class StateCache:
     def arrays(self) -> list[mx.array]:
         return []
 
-    @property
-    def nbytes(self) -> int:
-        return sum(getattr(array, "nbytes", 0) for array in getattr(self.state, "values", list)())
-
 
 class PackageDecoder(ForeignDecoder):
     """A decoder in a package that takes up to `chunk` tokens a call, at a position, and returns the last one's logits.

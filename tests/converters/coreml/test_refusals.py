@@ -49,8 +49,14 @@ def test_a_context_that_the_model_or_the_state_does_not_have(half: Callable[...,
 
 
 def test_a_system_that_has_no_states(half: Callable[..., Path], dst: Path) -> None:
-    said = refusal(InvalidOptionError, half("llama-tied"), dst, system="ios17")
-    assert said == "A package with a state needs iOS 18 or macOS 15; 'ios17' is too old: give ios18 or leave it out."
+    for system in ("ios17", "macos14"):
+        said = refusal(InvalidOptionError, half("llama-tied"), dst, system=system)
+        assert (
+            said
+            == f"A package with a state needs iOS 18 or macOS 15; {system!r} is too old: give ios18 or leave it out."
+        )
+    with pytest.raises(InvalidOptionError, match="must be a system and its version, as in ios18"):
+        ExportOptions(system="tvos")
 
 
 def test_features_that_packages_do_not_have(half: Callable[..., Path], dst: Path, tmp_path: Path) -> None:
