@@ -153,6 +153,8 @@ def _lengths(config: DecoderConfig, options: ExportOptions) -> tuple[int, int]:
         raise InvalidOptionError(
             f"context is {context}, and the model has {config.max_positions} positions; give at most that."
         )
+    if context < 2:
+        raise InvalidOptionError(f"context is {context}; a prompt and its reply need at least 2 positions.")
     chunk = options.chunk or min(CHUNK, context)
     if chunk > context:
         raise InvalidOptionError(f"chunk is {chunk}, more than the context of {context}; give at most that.")

@@ -91,6 +91,21 @@ def test_going_back_and_on_gives_what_one_pass_gives(half: Callable[..., Path], 
     assert largest_error(found, our_logits(folder, tokens[:9])) < EXACT
 
 
+def test_updating_states_in_place_changes_nothing(half: Callable[..., Path], exported: Callable[..., Path]) -> None:
+    package = exported(half("gemma3-scaled", query_pre_attn_scalar=16))
+    saving, copying = Interpreter(package), Interpreter(package)
+    for step in copying._schedule("decode"):
+        step.in_place = False
+    assert any(step.in_place for step in saving._schedule("decode"))
+    states = [package.make_state("decode") for package in (saving, copying)]
+    for position in range(4):
+        inputs = {"inputIds": np.array([[position + 7]]), "position": np.array([position])}
+        results = [p.run("decode", inputs, state) for p, state in zip((saving, copying), states, strict=True)]
+        np.testing.assert_array_equal(results[0]["logits"], results[1]["logits"])
+    for name in states[0]:
+        np.testing.assert_array_equal(states[0][name], states[1][name])
+
+
 def test_prefill_computes_layers_after_the_last_writer_for_one_row(
     half: Callable[..., Path], exported: Callable[..., Path]
 ) -> None:

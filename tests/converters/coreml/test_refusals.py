@@ -45,6 +45,7 @@ def dst(tmp_path: Path) -> Path:
 def test_a_context_that_the_model_or_the_state_does_not_have(half: Callable[..., Path], dst: Path) -> None:
     source = half("llama-tied", max_position_embeddings=64)
     assert "context is 65, and the model has 64 positions" in refusal(InvalidOptionError, source, dst, context=65)
+    assert "a prompt and its reply need at least 2" in refusal(InvalidOptionError, source, dst, context=1)
     assert "chunk is 41, more than the context of 40" in refusal(InvalidOptionError, source, dst, context=40, chunk=41)
 
 
