@@ -14,9 +14,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.platform == "linux":
-    # MLX's CUDA graphs hold the memory of all their operations, and the GPU waits for a whole one to be built. It reads
-    # this when its library is loaded; docs/benchmarks.md has the figures.
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "30")
+    # MLX's CUDA graphs hold the memory of all their operations, and the GPU waits for a whole one to be built: 100 of
+    # them unless told otherwise. docs/benchmarks.md has the figures.
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "60")
 
 if TYPE_CHECKING:
     from russet.engine.api import Model, load
