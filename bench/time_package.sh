@@ -1,7 +1,7 @@
 #!/bin/sh
-# Time a Core ML package on every choice of compute units beside the model on MLX, and write the benchmark's JSON:
+# Time an exported package on every choice of compute units beside the model on MLX, and write the benchmark's JSON:
 #     bench/time_package.sh MODEL PACKAGE OUT.json [OPTIONS OF russet bench decode]
-# Elsewhere than on a Mac the interpreter is timed, once.
+# Elsewhere than on a Mac what runs it there is timed, once. For Core AI on a Mac, set USE_OS_COREAI=1.
 set -eu
 
 if [ $# -lt 3 ]; then

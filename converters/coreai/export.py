@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,13 @@ from russet.converters.writer import staged_folder
 from russet.engine.errors import InvalidOptionError, StorageError, WeightsError
 from russet.engine.storage import folder_bytes, writing
 from russet.models.runtimes import coreai_bundle as names
+from russet.models.runtimes.coreai_runner import of_the_system
 
 if TYPE_CHECKING:
     from russet.engine.progress import Progress
 
 RUN_PARAMETERS = {"float32": 500_000_000, "float16": 20_000_000}
-"""Models above it are not run after writing: Apple's runtime on Linux takes 10 s a token for 100 M parameters in
+"""Models above it are not run after writing: Apple's runtime on a CPU takes 10 s a token for 100 M parameters in
 float16."""
 
 
@@ -36,7 +36,7 @@ def export(model: ModelTensors, dst: Path, options: ExportOptions, dry_run: bool
     plan = make_plan(model, options)
     notes = list(plan.notes)
     nbytes = plan.nbytes + sum(_size(content) for content in model.files().values())
-    runs = model.parameters <= RUN_PARAMETERS[plan.dtype] or sys.platform == "darwin"
+    runs = model.parameters <= RUN_PARAMETERS[plan.dtype] or of_the_system()
     if not runs:
         notes.append("the model was loaded, but not run: Apple's runtime on a CPU is too slow for its size")
     if options.layout == "swift" and plan.dtype == "float32":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from russet.engine.errors import CheckpointError
 from russet.models.runtimes import coreai_bundle as names
 from russet.models.runtimes.base import PackageDecoder, StateCache
 from russet.models.runtimes.coreai_bundle import check_model, description_of, read_bundle
-from russet.models.runtimes.coreai_runner import CoreAIRunner, array
+from russet.models.runtimes.coreai_runner import CoreAIRunner, array, of_the_system
 
 _logger = logging.getLogger("russet")
 
@@ -27,9 +26,9 @@ files = description_of
 def load(path: Path, compute_units: str | None) -> CoreAIDecoder:
     """The decoder of a bundle, or of the .aimodel in one."""
     decoder = CoreAIDecoder(path, compute_units)
-    if decoder.computes_in is np.float16 and sys.platform == "linux":
+    if decoder.computes_in is np.float16 and not of_the_system():
         _logger.warning(
-            "%s computes in float16, which Apple's runtime on Linux has only slow code for; convert the model with "
+            "%s computes in float16, which Apple's runtime on a CPU has only slow code for; convert the model with "
             "--weights float32 to generate here",
             path.name,
         )
@@ -70,6 +69,7 @@ class CoreAIDecoder(PackageDecoder):
         check_model(bundle.model)
         self.chunk, self.max_positions, self.vocab_size = bundle.chunk, bundle.context, bundle.vocab_size
         self.runtime = f"Apple's Core AI runtime{f' on {compute_units}' if compute_units else ''}"
+        self._off_cpu = of_the_system()
         self._runner = CoreAIRunner(bundle.model, compute_units)
         if names.MAIN not in self._runner.functions:
             raise CheckpointError(f"{bundle.model} has no function {names.MAIN!r}; convert the model again.")
@@ -99,7 +99,7 @@ class CoreAIDecoder(PackageDecoder):
         self._runner.close()
 
     def _function(self, count: int) -> str:
-        """`prefill` where it is there; on a Mac, one token goes to the function that writes its state in place."""
-        if names.PREFILL not in self._runner.functions or (count == 1 and sys.platform == "darwin"):
+        """`prefill` where it is there; off the CPU, one token goes to the function whose state is written in place."""
+        if names.PREFILL not in self._runner.functions or (count == 1 and self._off_cpu):
             return names.MAIN
         return names.PREFILL

@@ -87,18 +87,23 @@ def array(value: np.ndarray) -> Any:
     return NDArray(np.ascontiguousarray(value))
 
 
-def _specialization(compute_units: str | None) -> Any:
-    """What the runtime may use; only the one of macOS itself can choose."""
-    if compute_units is None:
-        return None
+def of_the_system() -> bool:
+    """Whether the system's own Core AI serves, on every compute unit; otherwise coreai-core's does, on the CPU."""
     from coreai.runtime import SpecializationOptions
 
-    if not SpecializationOptions.is_supported():
+    return SpecializationOptions.is_supported()
+
+
+def _specialization(compute_units: str | None) -> Any:
+    """What the runtime may use; only the system's own can choose."""
+    if compute_units is None or (compute_units == "cpu" and not of_the_system()):
+        return None
+    if not of_the_system():
         raise InvalidOptionError(
             f"compute_units is {compute_units!r}, but the Core AI runtime of this process computes on the CPU; leave "
             "it out, or on a Mac set USE_OS_COREAI=1."
         )
-    from coreai.runtime import ComputeUnitKind
+    from coreai.runtime import ComputeUnitKind, SpecializationOptions
 
     if compute_units == "all":
         return SpecializationOptions.default()

@@ -61,6 +61,9 @@ def test_what_a_package_does_not_do(package: Path) -> None:
     if sys.platform == "linux":
         with pytest.raises(InvalidOptionError, match="computes on the CPU; leave it out"):
             russet.load(package, compute_units="cpu-ne")
+        on_cpu = russet.load(package, compute_units="cpu")
+        assert "Core AI runtime on cpu" in on_cpu.card
+        on_cpu.decoder.close()
 
 
 def test_a_process_ends_without_complaint(package: Path) -> None:
