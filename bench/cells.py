@@ -47,6 +47,12 @@ def ratio_cell(found: Ratio) -> str:
     return f"{found.median:.2f}x ({found.lowest:.2f}–{found.highest:.2f})"
 
 
+def seconds_cell(value: float, like: float | None = None) -> str:
+    """Seconds with about three digits that say something, in one unit for a whole column; as many as `like` has."""
+    size = value if like is None else like
+    return f"{value:.1f}" if size >= 10 else f"{value:.3f}" if size >= 0.1 else f"{value:.4f}"
+
+
 def by_layer(layer_tokens: Sequence[float]) -> str:
     """Tokens computed a layer, layers with as many taken together."""
     parts, start = [], 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from russet.bench import drawing
+from russet.bench.cells import seconds_cell
 from russet.bench.drawing import Table
 from russet.bench.stats import Summary
 from russet.bench.ttft_report import LengthRuns, ModelResult, TtftReport, read_report, summaries
@@ -57,8 +58,8 @@ def _rows(file: str, report: TtftReport, model: ModelResult) -> Iterator[tuple[s
             found = summaries(held.runs[name])
             yield (
                 *(machine(report), str(held.prompt_tokens), name),
-                *(_cell(found.get(key), digits) for key, digits in (("ttft_s", 3), ("prefill_tps", 0))),
-                _cell(found.get("decode_tps"), 1),
+                _seconds(found.get("ttft_s")),
+                *(_cell(found.get(key), digits) for key, digits in (("prefill_tps", 0), ("decode_tps", 1))),
                 readable_bytes(found["peak_memory_bytes"].highest) if "peak_memory_bytes" in found else "",
                 *_shares(held, name),
                 report.environment["git"] or report.environment["russet"],
@@ -70,6 +71,10 @@ def _shares(held: LengthRuns, name: str) -> tuple[str, str]:
     shares = held.roofline_share(name) or {}
     prefill, decode = (f"{shares[key]:.0%}" if key in shares else "" for key in ("prefill", "decode"))
     return prefill, decode
+
+
+def _seconds(found: Summary | None) -> str:
+    return "" if found is None else f"{seconds_cell(found.median)} ± {seconds_cell(found.stdev, found.median)}"
 
 
 def _cell(found: Summary | None, digits: int) -> str:

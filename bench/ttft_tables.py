@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from russet.bench import drawing
 from russet.bench.base import OURS
-from russet.bench.cells import by_layer, machine_line, model_line, ratio_cell, spread_cell
+from russet.bench.cells import by_layer, machine_line, model_line, ratio_cell, seconds_cell, spread_cell
 from russet.bench.cold_start import cold_ratios
 from russet.bench.drawing import Table
 from russet.bench.significance import Comparison
@@ -38,8 +38,8 @@ def _waiting(model: ModelResult) -> Table:
     for held, name, found in _each(model):
         ttft = found.get("ttft_s")
         if ttft is not None:
-            spread = f"{_seconds(ttft.mean)} ± {_seconds(ttft.stdev)}"
-            cells = (_seconds(ttft.median), spread, _seconds(ttft.p95))
+            spread = f"{seconds_cell(ttft.mean)} ± {seconds_cell(ttft.stdev, ttft.mean)}"
+            cells = (seconds_cell(ttft.median), spread, seconds_cell(ttft.p95))
             rows.append((str(held.prompt_tokens), name, *cells, comparison_cell(held.speed_up(name, "ttft_s"))))
     return Table(f"{model.name}: time to first token, text to text", header, tuple(rows))
 
@@ -56,7 +56,7 @@ def _speed(model: ModelResult) -> Table:
         cells = (
             str(held.prompt_tokens),
             name,
-            _seconds(found["prefill_s"].median),
+            seconds_cell(found["prefill_s"].median),
             _rate(found["prefill_tps"]),
             comparison_cell(held.speed_up(name, "prefill_s")),
             _rate(decode) if decode else "",
@@ -93,10 +93,6 @@ def comparison_cell(found: Comparison | None) -> str:
     if found.low is None or found.high is None:
         return f"~{found.ratio:.2f}x"
     return f"{'' if found.significant else '~'}{found.ratio:.2f}x ({found.low:.2f}–{found.high:.2f})"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
 def _rate(found: Summary) -> str:
