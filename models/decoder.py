@@ -17,6 +17,7 @@ from russet.models.attention import Attend
 from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.fused import FusedStep, make_fused
 from russet.models.linear import Branches, Embedding, Linear, Quantized
+from russet.models.pacing import pace
 from russet.models.rope import Positions, Rotary, Rotate
 from russet.models.sparse_ffn import StepFFN
 
@@ -174,9 +175,9 @@ class Decoder:
     ) -> None:
         self.config = config
         self.source: Path | None = None
-        # Whether a folder's thresholds leave active neurons out, which makes every reply lossy.
-        self.cuts_ffns = False
         """The folder that the weights come from, where they are unchanged."""
+        self.cuts_ffns = False
+        """Whether a folder's thresholds leave active neurons out, which makes every reply lossy."""
         self.dtype = dtype
         self.embed = embed
         self.blocks = blocks
@@ -218,10 +219,12 @@ class Decoder:
         """
         rows = h.shape[1]
         rotations = {rope: rotary.at(positions, rows, self.fused_rope) for rope, rotary in self.rotaries.items()}
+        paced = pace(self.config, self.packed, h.shape[0] * rows, self.dtype)
         for i in layers:
             block = self.blocks[i]
             keep = last if i == layers[-1] else None
             h = block(h, positions, rotations[block.spec.rope], cache, keep, probe)
+            paced.layer(h)
         return h
 
     def store(self, layer: int, keys: mx.array, values: mx.array, positions: Positions, cache: KVCache) -> None:
