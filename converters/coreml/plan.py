@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from russet.converters.coreml.weights import BLOCK, PACKED, is_balanced, predicted_bytes
@@ -29,19 +28,6 @@ class Part:
     first: bool
     last: bool
     nbytes: int
-
-    def roles(self, plan: Plan) -> Iterator[str]:
-        """The roles of its tensors."""
-        tied = plan.config.tied_head
-        for role in plan.kinds:
-            if role.startswith("layers."):
-                if int(role.split(".")[1]) in self.layers:
-                    yield role
-            elif role == "embed":
-                if self.first or (self.last and tied):
-                    yield role
-            elif self.last:
-                yield role
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from russet.converters.exporting import ExportOptions, export
 from russet.engine.errors import WeightsError
 from russet.models.mil.interpreter import Interpreter
 from russet.models.runtimes.coreml import interpreted
@@ -54,6 +55,16 @@ def test_activations_that_do_not_fit_are_refused(
     folder = with_embedding(half("llama-tied"), tmp_path / "huge", huge)
     with pytest.raises(WeightsError, match="answers with numbers that are not finite"):
         exported(folder)
+
+
+def test_a_package_that_computes_something_else_is_refused(
+    half: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before a package appears: here the graph leaves the rotation of queries and keys out."""
+    monkeypatch.setattr("russet.converters.coreml.rotation.Rotation.__call__", lambda self, x: x)
+    with pytest.raises(WeightsError, match=r"logits differ from the model's by .* of the largest"):
+        export(half("llama-tied"), tmp_path / "x.mlpackage", "coreml", options=ExportOptions(context=32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_positions_above_2048_are_told_apart(half: Callable[..., Path], exported: Callable[..., Path]) -> None:
