@@ -43,9 +43,9 @@ def run(
     """
     for task in plan.tasks:
         next(iter(task.items(plan.data, prompt_length(model))), None)
-    sha256 = model_hash(model.path)
+    sha256, card = model_hash(model.path), model.card
     for task, kv_bits, contender in product(plan.tasks, plan.kv_bits, found):
-        subject = Subject(name, contender.name, sha256, model.card, kv_bits)
+        subject = Subject(name, contender.name, sha256, card, kv_bits)
         scores = new_scores(task)
         report.add(subject, scores)
         model.kv_bits = kv_bits

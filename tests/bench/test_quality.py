@@ -12,6 +12,8 @@ import re
 import shutil
 import string
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -22,6 +24,9 @@ from tokenizers import pre_tokenizers
 
 import russet
 from russet.bench.quality import Scores, evaluate
+from russet.bench.tasks.base import Example, TokenCount
+from russet.bench.tasks.needle import Needle
+from russet.bench.tasks.quality import Answered
 
 ROWS = 50
 LIKELY = " abcdeint\n.,"
@@ -279,3 +284,29 @@ def test_questions_over_documents(model: russet.Model, tmp_path: Path) -> None:
     scores = evaluate(model, ["nq:1"], tmp_path)["nq:1"]
     check(scores, expected)
     assert varied(scores, "score")
+
+
+class Needles(Needle):
+    """Prompts that are made once, and short replies."""
+
+    generate = 8
+
+    def __init__(self, model: russet.Model, data: Path) -> None:
+        super().__init__(280)
+        self.made = list(islice(super().examples(data, lambda prompt: len(model.prepare(prompt).tokens)), ROWS))
+
+    def examples(self, data: Path, count: TokenCount) -> Iterator[Example]:
+        return iter(self.made)
+
+
+def test_needles(model: russet.Model, tmp_path: Path) -> None:
+    """The prompts are the benchmark's own; replies are those of greedy decoding, and their scores follow."""
+    random = Random("needle")
+    text = "".join(f"{words(random, 20, 60)}. {words(random, 20, 60)}.\n" for _ in range(60))
+    (tmp_path / "wikitext2_valid.txt").write_text(text)
+    task = Needles(model, tmp_path)
+    scores = evaluate(model, [Answered(task)], tmp_path)["needle:280"]
+    drawn = [reply(model, model.encode(example.prompt), 8, ()) for example in task.made]
+    assert [row.reply for row in scores.rows.values()] == drawn
+    hits = [example.answers[0] in text for example, text in zip(task.made, drawn, strict=True)]
+    check(scores, [{"score": float(hit)} for hit in hits])

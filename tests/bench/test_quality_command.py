@@ -75,13 +75,15 @@ def test_models_and_strategies_from_data_to_table_and_json(
 def test_an_int8_cache_is_compared_with_one_of_16_bits(
     command: Callable[..., Result], models: list[Path], tmp_path: Path, validate: Callable[[dict[str, Any]], None]
 ) -> None:
-    arguments = ("-m", str(models[0]), "--data", str(tmp_path), "--tasks", "lambada", "--kv-bits", "16,8")
+    arguments = ("-m", str(models[0]), "--data", str(tmp_path), "--tasks", "piqa,lambada", "--kv-bits", "16,8")
     result = command(*arguments, "--prefill", STRATEGY, "--json")
     assert result.exit_code == 0, result.output
     raw = json.loads(result.stdout)
     validate(raw)
     name = models[0].name
-    (task,) = raw["results"]
+    names = [name, f"{name} {STRATEGY}", f"{name} kv8", f"{name} kv8 {STRATEGY}"]
+    assert [subject["name"] for subject in raw["subjects"]] == names
+    task = raw["results"][1]
     against = {each["subject"]: each["against"] for each in task["comparisons"]}
     assert against == {f"{name} {STRATEGY}": name, f"{name} kv8": name, f"{name} kv8 {STRATEGY}": f"{name} kv8"}
     plain, rounded = (task["summary"][each]["metrics"]["perplexity"]["value"] for each in (name, f"{name} kv8"))
