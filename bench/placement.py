@@ -38,7 +38,8 @@ def placements(path: Path, units: str) -> list[Placement]:
     for package in packages_of(path):
         compiled = ct.models.utils.compile_model(str(package))
         plan = MLComputePlan.load_from_path(compiled, compute_units=getattr(ct.ComputeUnit, UNITS[units]))
-        for name, function in plan.model_structure.program.functions.items():
+        # Prefill before decode, in whatever order the package names them.
+        for name, function in sorted(plan.model_structure.program.functions.items(), reverse=True):
             found.append(_of_function(package.name, name, plan, function.block.operations))
     return found
 
