@@ -100,12 +100,13 @@ class Rotary:
 
     def _tabled(self, angles: np.ndarray) -> Rotate:
         """x * cos + partner(x) * sin, where the partner of a pair's first feature carries a minus sign."""
-        cos, sin = np.cos(angles) * self._amplitude, np.sin(angles) * self._amplitude
+        cos = (np.cos(angles) * self._amplitude).astype(np.float32)
+        sin = (np.sin(angles) * self._amplitude).astype(np.float32)
         if self.rope.interleaved:
             cosines, sines = np.repeat(cos, 2, axis=-1), np.stack([-sin, sin], axis=-1).reshape(len(sin), -1)
         else:
             cosines, sines = np.concatenate([cos, cos], axis=-1), np.concatenate([-sin, sin], axis=-1)
-        cosines, sines = mx.array(cosines.astype(np.float32)), mx.array(sines.astype(np.float32))
+        cosines, sines = mx.array(cosines), mx.array(sines)
         dims = self.rope.dims
 
         def rotate(x: mx.array) -> mx.array:

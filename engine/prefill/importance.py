@@ -139,10 +139,9 @@ def pooled(scores: mx.array, width: int) -> mx.array:
     if width == 1:
         return scores
     total = mx.concatenate([mx.zeros((maps, 1)), mx.cumsum(scores, axis=1)], axis=1)
-    start = np.arange(n) - width // 2
-    stop = np.minimum(start + width, n)
-    start = np.maximum(start, 0)
-    return (total[:, mx.array(stop)] - total[:, mx.array(start)]) / mx.array((stop - start).astype(np.float32))
+    first = mx.arange(n) - width // 2
+    start, stop = mx.maximum(first, 0), mx.minimum(first + width, n)
+    return (total[:, stop] - total[:, start]) / (stop - start)
 
 
 def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
@@ -156,11 +155,10 @@ def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int
     grouped = queries.astype(mx.float32).reshape(groups, heads // groups * count, dim)
     products = (grouped * scale) @ keys[0].astype(mx.float32).swapaxes(-1, -2)
     products = products.reshape(heads, count, -1)
-    where = np.arange(end - count, end)[:, None] - slot.positions[None, :]
+    # On the device, where all pairs of a long prompt's rows cost next to nothing; as float32, exact up to 16 M tokens.
+    where = mx.arange(end - count, end)[:, None] - mx.array(slot.positions.astype(np.float32))[None, :]
     seen = where >= 0 if window is None else (where >= 0) & (where < window)
-    if not seen.all():
-        products = mx.where(mx.array(seen), products, -math.inf)  # type: ignore[arg-type]
-    return mx.softmax(products, axis=-1)
+    return mx.softmax(mx.where(seen, products, -math.inf), axis=-1)
 
 
 def _at(scores: mx.array, rows: np.ndarray, tokens: np.ndarray) -> mx.array:

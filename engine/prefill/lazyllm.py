@@ -105,7 +105,10 @@ class LazyLLM:
         for first in range(0, len(rows), self.chunk):
             some = slice(first, first + self.chunk)
             through.append(decoder.run(h[:, some], layers, contiguous(rows[some]), cache, probe=watch))
-            mx.eval(through[-1], cache.arrays(), list(watch.seen.values()))
+            mx.async_eval(through[-1], cache.arrays(), list(watch.seen.values()))
+            # The next chunk's graph is made while this one runs; two at most are under way.
+            if len(through) > 1:
+                mx.eval(through[-2])
         return through[0] if len(through) == 1 else mx.concatenate(through, axis=1)
 
     def _finish(self, decoder: Decoder, h: mx.array, layer: int, rows: np.ndarray, cache: KVCache) -> mx.array:
