@@ -17,10 +17,13 @@ from russet.models.safetensors_file import SafetensorsFile, open_safetensors
 
 
 def write_checked(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
-    """`write_arrays` with a checksum in the metadata, for `open_checked`."""
+    """`write_arrays` with a checksum in the metadata, for `open_checked`.
+
+    It does not wait for the disk: what a power cut tears, the checksum tells.
+    """
     arrays = {name: mx.contiguous(array) for name, array in arrays.items()}
     data = ((name, tuple(array.shape), np.asarray(array.view(mx.uint8)).data) for name, array in arrays.items())
-    write_arrays(path, arrays, {**(metadata or {}), "crc32": _checksum(data)})
+    write_arrays(path, arrays, {**(metadata or {}), "crc32": _checksum(data)}, sync=False)
 
 
 def open_checked(path: Path) -> SafetensorsFile:
@@ -40,8 +43,11 @@ def _checksum(tensors: Iterable[tuple[str, tuple[int, ...], memoryview]]) -> str
     return f"{total:08x}"
 
 
-def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write `path` through a temporary file beside it, `.NAME.RANDOM.safetensors`; raises `StorageError`."""
+def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str], *, sync: bool = True) -> None:
+    """Write `path` through a temporary file beside it, `.NAME.RANDOM.safetensors`; raises `StorageError`.
+
+    With `sync` it is on the disk before it takes the old file's place.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.safetensors")
     try:
         with writing(path):
@@ -49,7 +55,8 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 mx.save_safetensors(file, {name: mx.contiguous(a) for name, a in arrays.items()}, metadata)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

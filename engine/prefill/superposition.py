@@ -45,7 +45,7 @@ class Superposition:
         self,
         keep: int = 2,
         *,
-        prior_weight: float = 1.0,
+        prior_weight: float = 0.25,
         positions: Spacing = "equilibrium",
         documents: DocumentCache | None = None,
         chunk: int | None = None,

@@ -280,10 +280,10 @@ def test_leftovers_of_a_crash_are_removed_later(model: russet.Model, folder: Pat
 def test_a_full_disk_is_one_warning_and_generation_goes_on(
     model: russet.Model, folder: Path, monkeypatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(descriptor: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("russet.engine.array_file.os.fsync", full)
+    monkeypatch.setattr("russet.engine.array_file.mx.save_safetensors", full)
     with caplog.at_level("WARNING", "russet"):
         assert len(ask(model).tokens) == 6
         assert len(ask(model, "x" + TEXT).tokens) == 6

@@ -264,9 +264,9 @@ def test_a_query_of_no_tokens_is_refused() -> None:
 def test_the_best_are_those_with_query_and_document_most_probable() -> None:
     nan = float("nan")
     likelihood, prior = np.array([-3.0, -1.0, -2.0, -2.5]), np.array([-1.0, -4.0, -1.5, nan])
-    assert Superposition(2).best(likelihood, prior) == [0, 2]
-    assert Superposition(1).best(likelihood, prior) == [2]
-    assert Superposition(1, prior_weight=0.0).best(likelihood, prior) == [1]
+    assert Superposition(2, prior_weight=1.0).best(likelihood, prior) == [0, 2]
+    assert Superposition(1, prior_weight=1.0).best(likelihood, prior) == [2]
+    assert Superposition(2).best(likelihood, prior) == [1, 2]
     assert Superposition(2).best(np.full(3, nan), np.full(3, nan)) == [0, 1]  # nothing to tell them apart
 
 
