@@ -22,7 +22,9 @@ def save_checkpoint(state: State, identity: dict[str, Any], path: Path) -> None:
     """Write a state beside `path` and put it in its place. Raises StorageError; the old file is left then."""
     groups = zip(PARTS, (state.params, *state.moments, state.average), strict=True)
     arrays = {f"{part}/{name}": array for part, group in groups for name, array in group.items()}
+    # A fault of the device shows here, and is not taken for one of the disk.
     mx.eval(arrays)
+    mx.synchronize()
     partial = path.with_name(f".{path.name}.partial.safetensors")
     metadata = {"step": str(state.step), "identity": json.dumps(identity, sort_keys=True)}
     try:

@@ -31,7 +31,7 @@ class CombinedOptions(QatOptions):
     bits: int = 2
     soften: float = 0.1
     sparsity: float = 0.9
-    penalty: float = 20.0
+    penalty: float = 40.0
     anneal: float = 0.6
     share: float = 3 / 8
     blend: float = 0.2

@@ -43,7 +43,7 @@ class ReluOptions(Options):
     shift: float = 0.0
     soften: float = 0.1
     sparsity: float = 0.9
-    penalty: float = 20.0
+    penalty: float = 40.0
     anneal: float = 0.6
 
 

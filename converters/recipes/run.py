@@ -19,6 +19,7 @@ from russet.converters.recipes.corpus import Corpus
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.listener import Listener, Silent
 from russet.converters.recipes.measure import held_out, measure_quality, refuse_foreign_text
+from russet.converters.recipes.memory import refuse_oversize
 from russet.converters.recipes.source import Source, open_source
 from russet.converters.recipes.trainer import Settings, State, Trainer
 from russet.converters.writer import refuse_existing, staged_folder
@@ -151,7 +152,9 @@ class Run:
             state = load_checkpoint(path, self._known)
             return state, Curve.read(self.folder / CURVE, state.step)
         self.recipe.calibrate(list(corpus.first(self.settings.batch, self.recipe.calibration_tokens)))
-        state = State.first(self.recipe.start(), averages=bool(self.settings.ema))
+        params, averages = self.recipe.start(), bool(self.settings.ema)
+        refuse_oversize(self.recipe, params, self.settings.batch, self.settings.length, averages)
+        state = State.first(params, averages)
         make_folder(self.folder)
         nbytes = sum(array.nbytes for array in state.params.values())
         require_space(self.folder, 2 * STATE_ARRAYS * nbytes)

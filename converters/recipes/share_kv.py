@@ -6,8 +6,10 @@ steps each of them reads a mixture of its own rows and the shared ones that ends
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -28,11 +30,13 @@ from russet.models.variant import set_kv_sources
 class ShareOptions(Options):
     """`share` is the part of the layers that lose their keys and values, counted from the end.
 
-    `blend` is the part of the training in which their own rows fade out.
+    `blend` is the part of the training in which their own rows fade out. `trained` is "all", or "readers" for the
+    layer whose rows are shared, those that read them, and the last norm: what comes before stays the source's.
     """
 
     share: float = 3 / 8
     blend: float = 0.2
+    trained: str = "all"
 
 
 class ShareKV(Recipe):
@@ -47,7 +51,19 @@ class ShareKV(Recipe):
         return share_last(raw, share_options(self.options).share)
 
     def start(self) -> Params:
-        return self.source.weights if share_options(self.options).blend else super().start()
+        weights = self.source.weights if share_options(self.options).blend else super().start()
+        return {name: array for name, array in weights.items() if name not in self._fixed}
+
+    def weights(self, params: Params, at: mx.array) -> Params:
+        return self._fixed | params
+
+    @cached_property
+    def _fixed(self) -> Params:
+        """The source's arrays that are not trained."""
+        if share_options(self.options).trained == "all":
+            return {}
+        first = self.config.last_writer
+        return {name: array for name, array in self.source.weights.items() if _layer(name) < first}
 
     def decoder(self, params: Params, at: mx.array) -> Decoder:
         config = self.source.config if share_options(self.options).blend else self.config
@@ -68,9 +84,18 @@ def owned(params: Params, roles: Mapping[str, str]) -> Params:
     return {name: array for name, array in params.items() if name.removesuffix(".bias") in roles}
 
 
+def _layer(name: str) -> float:
+    """The layer of an array: before all others for the embedding, after them for the last norm and the head."""
+    if name.startswith("layers."):
+        return int(name.split(".")[1])
+    return -1 if name == "embed" else math.inf
+
+
 def share_options(options: Options) -> ShareOptions:
-    """The options, by their own type."""
+    """The options, checked."""
     assert isinstance(options, ShareOptions)
+    if options.trained not in ("all", "readers"):
+        raise InvalidOptionError(f"trained is {options.trained!r}; it is 'all' or 'readers'.")
     return options
 
 

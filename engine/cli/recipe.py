@@ -86,7 +86,7 @@ def command(name: str, src: str, dst: Path, as_json: bool, **given: Any) -> None
 
     \b
     relufy        ReLU gates, made sparse (stage, shift, soften, sparsity, penalty, anneal)
-    share_kv      the last 3/8 of the layers read an earlier layer's keys and values (share, blend)
+    share_kv      the last 3/8 of the layers read an earlier layer's keys and values (share, blend, trained)
     qat2          balanced 2-bit weights and a 4-bit embedding (group, clip, clip_rate, embedding_bits, ramp)
     combined      the three above in one model (bits, and their settings)
     kv_predictor  maps from half of the layers to the keys and values of all (keep, layers, inputs, trained, l1,

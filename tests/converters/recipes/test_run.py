@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import russet
-from russet.converters.recipes import RECIPES, recipe_class
+from russet.converters.recipes import RECIPES, memory, recipe_class
 from russet.converters.recipes import checkpoint as checkpoints
 from russet.converters.recipes.base import Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.run import Run
+from russet.converters.recipes.share_kv import ShareOptions
 from russet.engine.errors import (
     InvalidOptionError,
     OutputExistsError,
@@ -178,6 +179,34 @@ def test_a_teacher_with_other_tokens_is_refused(make_run: MakeRun, source_folder
     mx.save_safetensors(str(teacher / "model.safetensors"), weights)
     with pytest.raises(InvalidOptionError, match="The teacher has 300 tokens"):
         make_run("relufy", teacher=teacher)()
+
+
+def test_only_readers_are_trained_where_that_is_asked_for(make_run: MakeRun, source_folder: Path) -> None:
+    run = make_run("share_kv", options=ShareOptions(trained="readers"))
+    run()
+    before, after = tensors(source_folder), tensors(run.dst)
+    changed = {name for name in after if not np.array_equal(after[name], before[name])}
+    readers = {name for name in after if name.startswith(("model.layers.1.", "model.layers.2."))}
+    assert changed == readers | {"model.norm.weight"}
+    assert "model.layers.2.self_attn.k_proj.weight" not in after
+    assert russet.load(run.dst).decoder.new_cache().slots.keys() == {0, 1}
+
+
+def test_a_step_that_does_not_fit_is_refused(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 5_000_000)
+    run = make_run("relufy")
+    with pytest.raises(InvalidOptionError, match=r"A step of 4 x 16 tokens takes about .* lower --batch"):
+        run()
+    assert not run.dst.exists() and not run.folder.exists()
+
+
+def test_a_fault_of_the_device_is_not_taken_for_a_full_disk(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(checkpoints.mx, "synchronize", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        make_run("control")()
 
 
 def test_every_recipe_is_there() -> None:

@@ -42,7 +42,7 @@ def test_a_recipe_is_run_and_reported(folders: tuple[Path, Path], tmp_path: Path
     code, output = run("share_kv", source, tmp_path / "dst", data, "-o", "share=0.67", "--json")
     assert code == 0, output
     report = json.loads(output.splitlines()[-1])
-    assert report["steps"] == 4 and report["options"] == {"share": 0.67, "blend": 0.2}
+    assert report["steps"] == 4 and report["options"] == {"share": 0.67, "blend": 0.2, "trained": "all"}
     config = json.loads((tmp_path / "dst" / "config.json").read_text())
     assert config["russet"] == {"kv_source": [None, 0, 0]}
 
@@ -50,7 +50,7 @@ def test_a_recipe_is_run_and_reported(folders: tuple[Path, Path], tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["-o", "colour=red"], "share_kv has no setting 'colour'; it has share, blend."),
+        (["-o", "colour=red"], "share_kv has no setting 'colour'; it has share, blend, trained."),
         (["-o", "share=red"], "share is 'red'; float is expected."),
         (["-o", "share=0.1"], "A share of 0.1 leaves 0 of 3 layers"),
         (["--teacher", "smollm3"], "There is no model smollm3"),
