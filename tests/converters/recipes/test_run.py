@@ -193,7 +193,7 @@ def test_only_readers_are_trained_where_that_is_asked_for(make_run: MakeRun, sou
 
 
 def test_a_step_that_does_not_fit_is_refused(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "memory_bytes", lambda: 5_000_000)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 1_000_000)
     run = make_run("relufy")
     with pytest.raises(InvalidOptionError, match=r"A step of 4 x 16 tokens takes about .* lower --batch"):
         run()
