@@ -37,6 +37,7 @@ class Emitter:
     def __init__(self, module: Module, tensors: Tensors) -> None:
         self.config, self.tensors, self.dtype = tensors.config, tensors, tensors.dtype
         self._composites = Composites(module)
+        self._carried = tensors.carried
         self._slots = slots(self.config)
 
     def function(self, name: str, last_only: bool) -> None:
@@ -65,8 +66,8 @@ class Emitter:
         at = ops.reshape(ops.part(positions, 1, start, ops.END), [-1, 1])
         rotations = {rope: self._rotation(rope, at) for rope in {layer.rope for layer in self.config.layers}}
         h = self.tensors.embed.columns(tokens)
-        if self.config.embed_scale != 1.0:
-            h = ops.multiply(h, self._number(self.config.embed_scale))
+        if (scale := self.config.embed_scale * self._carried) != 1.0:
+            h = ops.multiply(h, self._number(scale))
         state: State = Written((keys, values), start, end)
         if last_only:
             state = Gathered((keys, values), start, end, state_shape(self.config, -1))
@@ -75,10 +76,12 @@ class Emitter:
             h = _Layer(self, i).emit(h, rotations[spec.rope], state, last)
             if last:
                 rotations = {rope: (ops.last_row(c, 0), ops.last_row(s, 0)) for rope, (c, s) in rotations.items()}
-        return self.tensors.head(self.norm(h, self.tensors.norm)), state.final()
+        return self.tensors.head(self.norm(h, self.tensors.norm, carried=True)), state.final()
 
-    def norm(self, x: Value, weight: Any) -> Value:
-        return self._composites.rms_norm(x, ir.ConstantOp(value=weight).result, self.config.norm_eps)
+    def norm(self, x: Value, weight: Any, carried: bool) -> Value:
+        """The norm of rows, or with `carried` of the residual stream, whose square is smaller by the factor's."""
+        eps = self.config.norm_eps * (self._carried**2 if carried else 1)
+        return self._composites.rms_norm(x, ir.ConstantOp(value=weight).result, eps)
 
     def attention(self, spec: LayerSpec, queries: Value, keys: Value, values: Value) -> Value:
         scale = self.config.attention_scale or spec.head_dim**-0.5
@@ -125,7 +128,7 @@ class _Layer:
     def _norm(self, name: str, x: Value) -> Value:
         """The norm of a name, where the family has it."""
         weight = self.tensors.norms.get(name)
-        return x if weight is None else self.emitter.norm(x, weight)
+        return x if weight is None else self.emitter.norm(x, weight, carried=name in ("attn_norm", "ffn_norm"))
 
     def _project(self, x: Value, rotation: Rotation, state: State) -> Value:
         """Queries [1, heads, rows, head_dim], after storing the rows' keys and values where the layer has its own."""

@@ -15,6 +15,9 @@ from russet.converters.coreai.plan import Plan
 from russet.converters.coreai.stored import Stored, joined, outputs, stored
 from russet.converters.model_tensors import ModelTensors
 
+CARRIED = 1 / 32
+"""What a residual stream behind post norms is multiplied by in float16: Gemma's outgrows it."""
+
 
 @dataclass(frozen=True)
 class Fan:
@@ -48,6 +51,7 @@ class Tensors:
     def __init__(self, model: ModelTensors, plan: Plan, advance: Callable[[int], None] = lambda nbytes: None) -> None:
         self.model, self.config = model, model.config
         self._plan, self.dtype = plan, np.dtype(plan.dtype).type
+        self.carried = CARRIED if self.config.post_norms and plan.dtype == "float16" else 1.0
         self.embed = self._matrix("embed")
         self.layers = []
         for i in range(len(self.config.layers)):
@@ -96,4 +100,5 @@ class Tensors:
         return stored(self.model, role, self._plan.layouts[role])
 
     def _norm(self, role: str) -> Any:
-        return vector(role, self.model.dense(role) + (1 if self.config.unit_offset_norm else 0), self.dtype)
+        weight = self.model.dense(role) + (1 if self.config.unit_offset_norm else 0)
+        return vector(role, weight * (self.carried if ".post_" in role else 1), self.dtype)

@@ -100,13 +100,14 @@ def test_half_precision_is_near(opened: Callable[..., CoreAIDecoder]) -> None:
     assert difference.max() < 0.1 and 1e-5 < difference.mean() < 0.01
 
 
-def changed(tmp_path: Path, name: str, factor: float) -> Path:
-    """The golden Llama with one tensor multiplied."""
+def changed(tmp_path: Path, pattern: str, factor: float, model: str = "llama") -> Path:
+    """A golden model with the tensors whose names end so multiplied."""
     folder = tmp_path / "changed"
-    shutil.copytree(GOLDEN / "llama", folder)
+    shutil.copytree(GOLDEN / model, folder)
     tensors = mx.load(str(folder / "model.safetensors"))
     assert isinstance(tensors, dict)
-    tensors[name] = tensors[name].astype(mx.float32) * factor
+    for name in [name for name in tensors if name.endswith(pattern)]:
+        tensors[name] = tensors[name].astype(mx.float32) * factor
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     return folder
 
@@ -118,6 +119,14 @@ def test_squares_that_float16_does_not_hold_do_no_harm(tmp_path: Path, opened: C
     wanted = our_logits(folder, tokens)
     assert np.abs(np.array(mx.load(str(folder / "model.safetensors"))["model.embed_tokens.weight"])).max() ** 2 > 65504
     assert np.abs(every_row(decoder, tokens) - wanted).max() < 0.1
+
+
+def test_a_residual_stream_that_outgrows_float16(tmp_path: Path, opened: Callable[..., CoreAIDecoder]) -> None:
+    folder = changed(tmp_path, "post_feedforward_layernorm.weight", 2e5, model="gemma3")
+    decoder = opened(folder)
+    tokens = token_ids(decoder.vocab_size)
+    rows, wanted = every_row(decoder, tokens), our_logits(folder, tokens)
+    assert np.isfinite(rows).all() and np.abs(rows - wanted).mean() < 0.01
 
 
 def test_numbers_that_float16_does_not_hold_are_refused(tmp_path: Path) -> None:
