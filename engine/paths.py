@@ -41,6 +41,11 @@ def documents_dir() -> Path:
     return cache_root() / "documents"
 
 
+def texts_dir() -> Path:
+    """Return the folder of text that was tokenised for recipes."""
+    return cache_root() / "texts"
+
+
 def crossovers_file() -> Path:
     """Return the file of measured crossovers (models/crossovers.py)."""
     return cache_root() / "crossovers.json"

@@ -1,7 +1,8 @@
-"""Training text: a folder of token ids, little-endian uint16, and a fixed random order of windows over it.
+"""Training text: a folder of token ids, and a fixed random order of windows over it.
 
-Every `*.bin` in the folder is a shard, but `val.bin`, which is held out. `corpus.json`, where it is there, names the
-tokenizer by the SHA-256 of its tokenizer.json (`{"tokenizer_sha256": ...}`).
+Every `*.bin` in the folder is a shard, but `val.bin`, which is held out. `corpus.json`, where it is there, may name the
+tokenizer by the SHA-256 of its tokenizer.json (`tokenizer_sha256`), and the number format of the ids (`dtype`), "<u2"
+or "<u4"; little-endian uint16 otherwise.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from russet.engine.errors import TrainingDataError
 
 HELD_OUT = "val.bin"
 DESCRIPTION = "corpus.json"
-TOKEN = np.dtype("<u2")
+DTYPES = ("<u2", "<u4")
 
 
 class Windows:
     """Windows of `length` + 1 ids, each beginning with the last id of the one before, inside one shard."""
 
-    def __init__(self, shards: list[Path], length: int) -> None:
+    def __init__(self, shards: list[Path], length: int, dtype: str = "<u2") -> None:
         self.length = length
-        self._shards = [np.memmap(path, dtype=TOKEN, mode="r") for path in shards]
+        self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in shards]
         counts = [max(0, (len(shard) - 1) // length) for shard in self._shards]
         self._ends = np.cumsum(counts)
 
@@ -59,12 +60,12 @@ class Corpus:
         if not shards:
             raise TrainingDataError(f"{folder} has no *.bin with token ids; give the folder that holds the shards.")
         held_out = [folder / HELD_OUT] if (folder / HELD_OUT).exists() else []
+        dtype = _described(folder, tokenizer)
         for path in [*shards, *held_out]:
-            _check_shard(path, vocab_size)
-        _check_tokenizer(folder, tokenizer)
+            _check_shard(path, vocab_size, np.dtype(dtype))
         self.shards = shards
-        self.train = Windows(shards, length)
-        self.held_out = Windows(held_out, length)
+        self.train = Windows(shards, length, dtype)
+        self.held_out = Windows(held_out, length, dtype)
         if not len(self.train):
             raise TrainingDataError(f"{folder} holds less than one window of {length + 1} tokens; give more text.")
 
@@ -105,13 +106,14 @@ class Corpus:
         return digest.hexdigest()
 
 
-def _check_shard(path: Path, vocab_size: int) -> None:
+def _check_shard(path: Path, vocab_size: int, dtype: np.dtype) -> None:
     size = path.stat().st_size
-    if not size or size % TOKEN.itemsize:
+    if not size or size % dtype.itemsize:
         raise TrainingDataError(
-            f"{path} has {size} bytes, not a whole number of 16-bit ids above zero: it is cut, copy it again."
+            f"{path} has {size} bytes, not a whole number of {8 * dtype.itemsize}-bit ids above zero: it is cut, copy it "
+            "again."
         )
-    ids = np.memmap(path, dtype=TOKEN, mode="r")
+    ids = np.memmap(path, dtype=dtype, mode="r")
     largest = int(ids.max())
     if largest >= vocab_size:
         raise TrainingDataError(
@@ -120,17 +122,23 @@ def _check_shard(path: Path, vocab_size: int) -> None:
         )
 
 
-def _check_tokenizer(folder: Path, tokenizer: Path | None) -> None:
-    description = folder / DESCRIPTION
-    if tokenizer is None or not description.exists():
-        return
+def _described(folder: Path, tokenizer: Path | None) -> str:
+    """The number format of the ids; what `corpus.json` says of the tokenizer is compared."""
+    path = folder / DESCRIPTION
+    if not path.exists():
+        return DTYPES[0]
     try:
-        wanted = json.loads(description.read_text(encoding="utf-8"))["tokenizer_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingDataError(f"{description} does not say tokenizer_sha256; mend it or remove it.") from error
-    found = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-    if found != wanted:
-        raise TrainingDataError(
-            f"{folder} was tokenised with another tokenizer (SHA-256 {str(wanted)[:12]}...) than the model's "
-            f"({found[:12]}...); tokenise the text with the model's own."
-        )
+        described = json.loads(path.read_text(encoding="utf-8"))
+        dtype, wanted = described.get("dtype", DTYPES[0]), described.get("tokenizer_sha256")
+    except (OSError, ValueError, AttributeError) as error:
+        raise TrainingDataError(f"{path} is not a JSON object ({error}); mend it or remove it.") from error
+    if dtype not in DTYPES:
+        raise TrainingDataError(f"{path} has dtype {dtype!r}; it must be {' or '.join(DTYPES)}.")
+    if tokenizer is not None and wanted is not None:
+        found = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        if found != wanted:
+            raise TrainingDataError(
+                f"{folder} was tokenised with another tokenizer (SHA-256 {str(wanted)[:12]}...) than the model's "
+                f"({found[:12]}...); tokenise the text with the model's own."
+            )
+    return dtype

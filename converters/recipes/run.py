@@ -21,6 +21,7 @@ from russet.converters.recipes.listener import Listener, Silent
 from russet.converters.recipes.measure import held_out, measure_quality, refuse_foreign_text
 from russet.converters.recipes.memory import refuse_oversize
 from russet.converters.recipes.source import Source, open_source
+from russet.converters.recipes.text import token_folder
 from russet.converters.recipes.trainer import Settings, State, Trainer
 from russet.converters.writer import refuse_existing, staged_folder
 from russet.engine.device import on_gpu
@@ -125,7 +126,7 @@ class Run:
         recipe.open(source, dtype, open_source(self.teacher) if self.teacher else None)
         tokenizer = self.src / "tokenizer.json"
         found = tokenizer if tokenizer.exists() else None
-        return Corpus(self.data, self.settings.length, source.config.vocab_size, found)
+        return Corpus(token_folder(self.data, self.src), self.settings.length, source.config.vocab_size, found)
 
     def _identity(self, corpus: Corpus) -> dict[str, Any]:
         """What has to be the same for a run to go on bit for bit."""

@@ -45,7 +45,12 @@ class Tokens(click.ParamType):
 @click.argument("name", type=click.Choice(NAMES))
 @click.argument("src")
 @click.argument("dst", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of token ids: *.bin and val.bin.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Text (*.txt, *.jsonl) or token ids (*.bin, val.bin).",
+)
 @click.option("--tokens", type=Tokens(), required=True, help="How many tokens to train on, as in 40M.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences a step.")
 @click.option("--length", type=click.IntRange(2), default=1024, show_default=True, help="Tokens a sequence.")

@@ -66,5 +66,15 @@ def test_text_of_another_tokenizer_is_refused(data: Path, vocab_size: int, sourc
     with pytest.raises(TrainingDataError, match="another tokenizer"):
         Corpus(data, 16, vocab_size, tokenizer)
     (data / "corpus.json").write_text("[")
-    with pytest.raises(TrainingDataError, match="does not say"):
+    with pytest.raises(TrainingDataError, match="not a JSON object"):
         Corpus(data, 16, vocab_size, tokenizer)
+    (data / "corpus.json").write_text(json.dumps({"dtype": "f4"}))
+    with pytest.raises(TrainingDataError, match="dtype 'f4'"):
+        Corpus(data, 16, vocab_size, tokenizer)
+
+
+def test_large_vocabularies_have_wider_ids(data: Path) -> None:
+    for path in data.glob("*.bin"):
+        (np.fromfile(path, "<u2").astype("<u4") + 70_000).tofile(path)
+    (data / "corpus.json").write_text(json.dumps({"dtype": "<u4"}))
+    assert np.array(Corpus(data, 16, 100_000).batch(0, 2, 0).tokens).min() >= 70_000
