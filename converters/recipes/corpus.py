@@ -110,8 +110,8 @@ def _check_shard(path: Path, vocab_size: int, dtype: np.dtype) -> None:
     size = path.stat().st_size
     if not size or size % dtype.itemsize:
         raise TrainingDataError(
-            f"{path} has {size} bytes, not a whole number of {8 * dtype.itemsize}-bit ids above zero: it is cut, copy it "
-            "again."
+            f"{path} has {size} bytes, not a whole number of {8 * dtype.itemsize}-bit ids above zero: it is cut; "
+            "copy it again."
         )
     ids = np.memmap(path, dtype=dtype, mode="r")
     largest = int(ids.max())
