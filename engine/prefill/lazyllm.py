@@ -21,6 +21,9 @@ from russet.models.rope import contiguous
 SHORTEST = 64
 """Prompts of fewer new tokens run exactly: there is next to nothing to leave out."""
 
+LEAST = 160
+"""Tokens that the default schedule leaves to every layer: those that are never dropped are 36 of them."""
+
 
 class LazyLLM:
     """Progressive pruning of the prompt, layer by layer, and revival of dropped tokens in decoding.
@@ -127,9 +130,9 @@ class LazyLLM:
 
 
 def default_schedule(keep: float) -> Schedule:
-    """Two cuts, at 30 % and 60 % of the depth, that leave `keep` of the prompt to the last layers."""
+    """Two cuts, at 30 % and 60 % of the depth, that leave `keep` of the prompt, or `LEAST`, to the last layers."""
     first = keep ** (2 / 3)
-    return Staged({0.3: first, 0.6: keep / first})
+    return Staged({0.3: first, 0.6: keep / first}, LEAST)
 
 
 def _rows(h: mx.array, chosen: np.ndarray) -> mx.array:

@@ -34,11 +34,12 @@ class Schedule(Protocol):
 class Staged:
     """LazyLLM's staged pruning (arXiv 2407.14057, figure 4).
 
-    `shares` maps a depth, as a share of the layers, to the share of the remaining tokens that go on from there.
-    Raises `InvalidOptionError` for depths or shares that are none.
+    `shares` maps a depth, as a share of the layers, to the share of the remaining tokens that go on from there; no
+    fewer than `least` do. Raises `InvalidOptionError` for depths or shares that are none.
     """
 
     shares: Mapping[float, float]
+    least: int = 1
 
     def __post_init__(self) -> None:
         for depth, share in self.shares.items():
@@ -51,7 +52,7 @@ class Staged:
         for depth in sorted(self.shares):
             share *= self.shares[depth]
             wanted[_layer(depth, layers)] = share
-        return _falling(wanted, layers, tokens)
+        return _falling(wanted, layers, tokens, self.least)
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,12 @@ def _layer(depth: float, layers: int) -> int:
     return max(1, int(depth * layers + 1e-9))
 
 
-def _falling(wanted: dict[int, float], layers: int, tokens: int) -> dict[int, int]:
+def _falling(wanted: dict[int, float], layers: int, tokens: int, least: int = 1) -> dict[int, int]:
     """Whole numbers of tokens, for the layers that exist and where the number really falls."""
     kept: dict[int, int] = {}
     left = tokens
     for layer, share in sorted(wanted.items()):
-        count = max(1, round(share * tokens))
+        count = max(least, round(share * tokens))
         if layer < layers and count < left:
             kept[layer] = left = count
     return kept

@@ -40,7 +40,7 @@ def test_random_prompts_are_timed_and_not_scored() -> None:
         assert found["prefill_s"]["value"] > 0 and found["decode_ratio"]["value"] > 0 and found["rows"] == 2
         assert found["fell_back"] == (2 if name == "superposition:2" else 0)
     exact, lazy = (long["summary"][name]["layer_tokens"] for name in ("exact", "lazyllm:0.45"))
-    assert exact == [256, 256, 256, 1] and lazy[0] == 256 > lazy[1] > lazy[2] > lazy[3] == 1
+    assert exact == [256, 256, 256, 1] and lazy[0] == 256 > lazy[1] >= lazy[2] > lazy[3] == 1
     assert 0 < long["summary"]["specprefill:0.3"]["computed"] < 0.6
     # Too short to leave anything out: exact prefill runs, and says so.
     assert [found["fell_back"] for found in short["summary"].values()] == [0, 2, 2, 2]

@@ -16,7 +16,7 @@ from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.importance import Aggregated, LastRow
-from russet.engine.prefill.lazyllm import SHORTEST, LazyLLM
+from russet.engine.prefill.lazyllm import LEAST, SHORTEST, LazyLLM, default_schedule
 from russet.engine.prefill.pruning import FIRST, LAST, Linear, Staged
 from russet.models.decoder import Block, Decoder
 from russet.models.loading import load_decoder
@@ -239,7 +239,8 @@ def test_short_prompts_run_exactly_and_say_so() -> None:
         prefilled.note
         == f"LazyLLM starts at {SHORTEST} new tokens, and these are {SHORTEST - 1}, so prefill was exact."
     )
-    assert not LazyLLM()(decoder, prompt_of(decoder, SHORTEST), decoder.new_cache()).exact
+    assert not LazyLLM(schedule=STAGED)(decoder, prompt_of(decoder, SHORTEST), decoder.new_cache()).exact
+    assert LazyLLM()(decoder, prompt_of(decoder, LEAST), decoder.new_cache()).exact
 
 
 def test_other_decoders_run_exactly_and_say_so() -> None:
@@ -264,3 +265,9 @@ def test_a_reply_names_it(tiny_model: Any) -> None:
     reply = tiny_model.generate("word " * 40, raw=True, prefill=russet.LazyLLM(0.4), max_tokens=4)
     assert (reply.exact, reply.strategy, reply.note) == (False, "lazyllm", "")
     assert reply.layer_tokens[0] > reply.layer_tokens[1]
+
+
+def test_a_short_prompt_keeps_more_of_itself() -> None:
+    assert default_schedule(0.1).kept(10, 4000) == {3: round(4000 * 0.1 ** (2 / 3)), 6: 400}
+    assert default_schedule(0.1).kept(10, 200) == {3: LEAST}
+    assert default_schedule(0.1).kept(10, LEAST) == {}
