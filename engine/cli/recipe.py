@@ -65,7 +65,7 @@ class Tokens(click.ParamType):
 @click.option("--ce", type=click.FloatRange(min=0), help="Weight of the cross-entropy with the text.")
 @click.option("--hidden", type=click.FloatRange(min=0), help="Weight of the distance of hidden states.")
 @click.option(
-    "-o", "--option", "options", metavar="KEY=VALUE", multiple=True, help="A setting of the recipe, see below."
+    "-o", "--option", "options", metavar="KEY=VALUE", multiple=True, help="A setting of the recipe, as listed above."
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute in.  [default: bfloat16 on a GPU]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DST.run, bit for bit.")
@@ -92,7 +92,7 @@ def command(name: str, src: str, dst: Path, as_json: bool, **given: Any) -> None
     \b
     relufy        ReLU gates, made sparse (stage, shift, soften, sparsity, penalty, anneal)
     share_kv      the last 3/8 of the layers read an earlier layer's keys and values (share, blend, trained)
-    qat2          balanced 2-bit weights and a 4-bit embedding (group, clip, clip_rate, embedding_bits, ramp)
+    qat2          balanced 2-bit weights and a 4-bit embedding (group, clip, clip_rate, embedding_bits, ramp, adapter)
     combined      the three above in one model (bits, and their settings)
     kv_predictor  maps from half of the layers to the keys and values of all (keep, layers, inputs, trained, l1,
                   auxiliary)
