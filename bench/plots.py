@@ -1,4 +1,7 @@
-"""Score against prefill speed, one panel a task; matplotlib is an extra."""
+"""Score against prefill speed, or against work saved where nothing was timed, one panel a task.
+
+matplotlib is an extra.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +55,10 @@ def score_plot(report: PrefillReport, path: Path) -> None:
 
 
 def _drawn(task: TaskResult, strategies: list[str]) -> list[str]:
-    """The strategies that a task has both scores and times of."""
+    """The strategies that a task has scores of, and times or, where exact prefill has none, work."""
     found = {name: task.summary(name) for name in task.ran(strategies)}
-    return [name for name, summary in found.items() if summary.score is not None and summary.speed_up is not None]
+    timed = found["exact"].speed_up is not None
+    return [name for name, summary in found.items() if summary.score is not None and _gain(summary, timed) is not None]
 
 
 def _styles(strategies: list[str]) -> dict[str, tuple[str, str]]:
@@ -76,11 +80,13 @@ def _setting(name: str) -> str:
 
 def _draw(panel: Any, task: TaskResult, strategies: list[str], styles: dict[str, tuple[str, str]]) -> None:
     exact = _score(task.summary("exact"))
+    timed = task.summary("exact").speed_up is not None
     panel.axhspan(100 * exact.low, 100 * exact.high, color="black", alpha=0.06, linewidth=0)
     panel.axhline(100 * exact.value, color="black", linewidth=1, linestyle="--")
     panel.plot([1], [100 * exact.value], "*", color="black", markersize=11, label="exact", linestyle="none", zorder=4)
     for kind, (colour, marker) in styles.items():
-        _draw_family(panel, task, [name for name in strategies if family(name) == kind], kind, colour, marker)
+        names = [name for name in strategies if family(name) == kind]
+        _draw_family(panel, task, names, kind, (colour, marker), timed)
     panel.set_xscale("log")
     low, high = (bound * grown for bound, grown in zip(panel.get_xlim(), (0.97, 1.06), strict=True))
     panel.set_xlim(low, high)
@@ -90,17 +96,21 @@ def _draw(panel: Any, task: TaskResult, strategies: list[str], styles: dict[str,
     panel.set_ylim(bottom=0)
     panel.set_title(f"{task.name} (n = {len(task.rows)})", fontsize=10)
     panel.set_ylabel(f"{task.measure}, %")
-    panel.set_xlabel("prefill speed-up over exact")
+    panel.set_xlabel("prefill speed-up over exact" if timed else "exact prefill's work over the strategy's")
     tidy(panel)
 
 
-def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colour: str, marker: str) -> None:
+def _draw_family(
+    panel: Any, task: TaskResult, names: list[str], kind: str, style: tuple[str, str], timed: bool
+) -> None:
     """One strategy's settings from slow to fast, each with both intervals and its number."""
-    found = sorted(((task.summary(name), name) for name in names), key=lambda pair: _speed_up(pair[0]).value)
+    gains = {name: _gain(task.summary(name), timed) for name in names}
+    found = sorted(((gain, name) for name, gain in gains.items() if gain is not None), key=lambda pair: pair[0].value)
     if not found:
         return
-    x = [_speed_up(summary) for summary, _ in found]
-    y = [_score(summary) for summary, _ in found]
+    colour, marker = style
+    x = [gain for gain, _ in found]
+    y = [_score(task.summary(name)) for _, name in found]
     panel.errorbar(
         [value.value for value in x],
         [100 * value.value for value in y],
@@ -114,8 +124,8 @@ def _draw_family(panel: Any, task: TaskResult, names: list[str], kind: str, colo
         capsize=2,
         label=kind,
     )
-    for summary, name in found:
-        place = (_speed_up(summary).value, 100 * _score(summary).value)
+    for gain, score, (_, name) in zip(x, y, found, strict=True):
+        place = (gain.value, 100 * score.value)
         panel.annotate(_setting(name), place, LABELS[marker], textcoords="offset points", fontsize=8, color=colour)
 
 
@@ -124,9 +134,11 @@ def _score(found: Summary) -> Estimate:
     return found.score
 
 
-def _speed_up(found: Summary) -> Estimate:
-    assert found.speed_up is not None
-    return found.speed_up
+def _gain(found: Summary, timed: bool) -> Estimate | None:
+    """How many times exact prefill's time, or its work, is a strategy's."""
+    if timed:
+        return found.speed_up
+    return Estimate(*[1 / found.computed] * 3) if found.computed else None
 
 
 def _bars(values: list[Estimate]) -> list[list[float]]:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 
 from russet.bench import prefill
+from russet.bench.plots import score_plot
 from russet.bench.prefill import Plan, fill
 from russet.bench.prefill_contenders import Contender, contenders
 from russet.bench.prefill_join import joined
@@ -267,3 +268,13 @@ def test_reports_of_other_models_or_other_prompts_are_not_joined(report: Prefill
         joined([one, replace(one, model={"name": "other", "sha256": "1"})])
     with pytest.raises(BenchmarkDataError, match="10 tokens in one report and 11"):
         joined([one, replace(one, tasks=[scored("a", 1, 1.0, tokens=11)])])
+
+
+def test_scores_without_times_are_drawn_against_the_work_saved(report: PrefillReport, tmp_path: Path) -> None:
+    untimed = replace(
+        report, tasks=[scored("a", 1, None)], strategies=["exact", "a"], environment=prefill.environment()
+    )
+    score_plot(untimed, tmp_path / "work.svg")
+    assert "exact prefill's work" in (tmp_path / "work.svg").read_text()
+    score_plot(replace(untimed, tasks=[scored("a", 1, 0.5)]), tmp_path / "time.svg")
+    assert "prefill speed-up" in (tmp_path / "time.svg").read_text()
