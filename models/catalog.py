@@ -87,5 +87,7 @@ _ENTRIES = (
 
 CATALOG: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 
-PREDICTORS: dict[str, str] = {}
+PREDICTORS: dict[str, str] = {
+    "smollm2-135m-kvp-0.5": "predicts the keys and values of smollm2-135m from half of its layers",
+}
 """Predictors for KV Prediction in models/weights/ of the repository: name -> what it is."""
