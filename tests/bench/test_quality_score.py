@@ -27,6 +27,8 @@ from russet.models.opening import Opened
 from russet.models.runtimes.base import ForeignDecoder, PackageDecoder
 
 PASSAGE = "The quick brown fox jumps over the lazy dog, and then it runs away into the dark green wood. "
+CUTS = Staged({0.3: 0.55, 0.6: 0.3})
+"""What `keep` of 0.3 leaves of a long prompt; prompts here are shorter than what it leaves at least."""
 
 
 def spans(count: int, longest: int = 90) -> list[Span]:
@@ -114,7 +116,7 @@ def test_a_strategy_that_keeps_everything_prices_nothing(tiny_model: russet.Mode
     context, ending = list(PASSAGE.encode()), [5, 6, 7]
     (exact,), _ = behind(tiny_model, Exact(), context, [ending])
     (kept,), found = behind(tiny_model, LazyLLM(schedule=Staged({0.4: 1.0})), context, [ending])
-    (pruned,), lossy = behind(tiny_model, LazyLLM(keep=0.3), context, [ending])
+    (pruned,), lossy = behind(tiny_model, LazyLLM(schedule=CUTS), context, [ending])
     assert close(exact, kept) and found.exact
     assert not close(exact, pruned) and not lossy.exact and np.isfinite(pruned.logs).all()
 
@@ -122,7 +124,7 @@ def test_a_strategy_that_keeps_everything_prices_nothing(tiny_model: russet.Mode
 @pytest.mark.parametrize("revive", [0, 8])
 def test_an_ending_does_not_know_of_the_one_before_it(tiny_model: russet.Model, revive: int) -> None:
     context, endings = list(PASSAGE.encode()), [[5, 6, 7], [5, 6, 9]]
-    strategy = LazyLLM(keep=0.3, revive=revive)
+    strategy = LazyLLM(schedule=CUTS, revive=revive)
     both, _ = behind(tiny_model, strategy, context, endings)
     for ending, said in zip(endings, both, strict=True):
         (alone,), prefilled = behind(tiny_model, strategy, context, [ending])
@@ -215,7 +217,7 @@ def test_long_texts_are_not_put_together_so_that_an_interruption_loses_little(
 def test_rows_that_do_not_fit_are_left_out(tiny_model: russet.Model, tmp_path: Path) -> None:
     rows = [{"query": "a " * size, "answer": ["b"]} for size in (100, 300, 50)]
     (tmp_path / "lambada.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for prefill in (None, Contender("lazyllm", LazyLLM())):
+    for prefill in (None, Contender("lazyllm", LazyLLM(schedule=CUTS))):
         scores = evaluate(tiny_model, ["lambada"], tmp_path, prefill=prefill)["lambada"]
         assert list(scores.rows) == ["lambada/0", "lambada/2"] and scores.skipped == 1
 
@@ -229,7 +231,7 @@ def test_a_lossy_prefill_has_no_rolling_perplexity_but_that_of_second_halves(
         for name, prefill in (
             ("exact", Exact()),
             ("all", replace_exact()),
-            ("lazyllm", LazyLLM(keep=0.3)),
+            ("lazyllm", LazyLLM(schedule=CUTS)),
         )
     }
     assert list(found["exact"].estimates()) == [metric.name for metric in found["exact"].metrics]
@@ -249,7 +251,7 @@ def replace_exact() -> Exact:
 
 def test_a_strategy_that_did_not_run_says_so(tiny_model: russet.Model, tmp_path: Path) -> None:
     data = lambada(tmp_path, 9)
-    scores = evaluate(tiny_model, ["lambada"], data, prefill=Contender("lazyllm", LazyLLM()))["lambada"]
+    scores = evaluate(tiny_model, ["lambada"], data, prefill=Contender("lazyllm", LazyLLM(schedule=CUTS)))["lambada"]
     short = [row for row, outcome in scores.rows.items() if outcome.note]
     assert len(short) == len(scores.fell_back) == 5 and "LazyLLM starts at 64" in scores.fell_back[0]
 
