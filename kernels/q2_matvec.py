@@ -143,8 +143,9 @@ def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -
 def _sample(x: mx.array, w: mx.array, scales: mx.array) -> Inputs:
     group, n, k = group_size(w, scales), w.shape[0], x.shape[1]
     run, simdgroups = _words_per_load(k, group), _simdgroups(-(-n // _OUTPUTS_PER_TILE))
-    if k >= 256:
-        k = {1: 320, 2: 384, 4: 768}[run]
+    # Shorter rows have fewer words in flight, and are small as they are.
+    if k >= 512:
+        k = {1: 576, 2: 640, 4: 768}[run]
     n = next(n for n in (40, 3072, 8192) if _simdgroups(n // _OUTPUTS_PER_TILE) == simdgroups)
     return random_inputs(x.shape[0], n, k, group, x.dtype, scales.dtype)
 

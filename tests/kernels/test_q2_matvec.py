@@ -37,6 +37,7 @@ ALLOWED = {F16: 3e-4, BF16: 2.4e-3, F32: 2e-6}
     ("rows", "n", "k", "group", "dtype", "scale_dtype"),
     [
         (1, 40, 1024, 0, F16, F16),  # 4 words a load
+        (1, 9, 4160, 0, F16, F16),  # 8 loads of a word in flight, and a last round that begins earlier
         (2, 17, 384, 0, BF16, F32),  # 2 words a load, and outputs that fill no tile
         (3, 8, 576, 0, F32, F16),  # 1 word a load, and steps that end inside a round
         (4, 24, 192, 32, F16, BF16),
@@ -106,7 +107,8 @@ def test_the_body_suits_the_device(monkeypatch, target, rows, dtype, chosen):
 @pytest.mark.parametrize("target", ["metal", "cuda"])
 def test_a_sample_launches_the_variant_it_stands_for(kernel, target):
     shapes = [(576, 1536, 64), (4096, 4096, 32), (14336, 4096, 128), (14336, 2048, 0), (40, 64, 0), (40, 128, 128)]
-    real = (random_inputs(3, n, k, group, F16, F16) for n, k, group in shapes)
+    shapes += [(40, 320, 0), (40, 4160, 0), (40, 4224, 0)]  # one word and two at once, few of them and many
+    real = (random_inputs(rows, n, k, group, F16, F16) for rows in (1, 3) for n, k, group in shapes)
     for inputs in (*kernel.examples(target), *real):
         sample = kernel.sample(*inputs)
         wanted, launched = (variant_name(kernel.launch(target, *given), given) for given in (inputs, sample))
