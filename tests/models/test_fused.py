@@ -93,6 +93,21 @@ def test_gaps_between_positions_stay(by_reference) -> None:
     assert np.abs(outs[0] - outs[1]).max() < 2e-5
 
 
+def test_a_jump_of_the_next_position_is_seen(by_reference) -> None:
+    """What the step prepared for positions to come does not serve another one, though the rows are as it left them."""
+    outs = []
+    for fused in (True, False):
+        decoder = load_decoder(GOLDEN / "qwen3")
+        decoder._step_made = not fused
+        cache = decoder.new_cache()
+        mx.eval(decoder.extend(mx.array([[4, 9, 2]]), cache))
+        logits = [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(2)]
+        cache.next_position += 3
+        logits += [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(2)]
+        outs.append(np.concatenate([x.reshape(-1) for x in logits]))
+    assert np.abs(outs[0] - outs[1]).max() < 2e-5
+
+
 def test_a_switched_off_kernel_leaves_the_layers_to_decode(by_reference, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = load_decoder(GOLDEN / "llama")
     step = decoder._fused_step()

@@ -43,12 +43,15 @@ def test_groups_are_as_large_as_their_expanded_weights_allow(evaluated: list[str
         assert pace(config(64, 256, 8), packed, rows, mx.float16)._at_once is None
 
 
-def test_a_paced_pass_gives_the_same_rows(tiny_folder, monkeypatch) -> None:
+def test_a_pass_tells_its_pace_of_every_layer_and_gives_the_same_rows(tiny_folder, monkeypatch) -> None:
     from russet.models.loading import load_decoder
 
     decoder = load_decoder(tiny_folder)
-    tokens, rows = mx.array([[3, 7, 1, 12, 9]]), []
+    tokens, rows, asked = mx.array([[3, 7, 1, 12, 9]]), [], []
     for at_once in (None, 1):
-        monkeypatch.setattr(decoder_module, "pace", lambda *_, at_once=at_once: Pace(at_once))
+        counted = Pace(at_once)
+        monkeypatch.setattr(decoder_module, "pace", lambda *given, counted=counted: asked.append(given) or counted)
         rows.append(decoder.extend(tokens, decoder.new_cache()))
+        assert counted._count == len(decoder.blocks)
     assert mx.array_equal(*rows)
+    assert asked == [(decoder.config, decoder.packed, 5, decoder.dtype)] * 2
