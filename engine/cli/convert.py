@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from russet.engine.cli.conversion import show_conversion
 from russet.engine.cli.export import EXPORT_OPTIONS, export_and_show, refuse_mixed
 from russet.engine.cli.options import with_options
 from russet.engine.errors import InvalidOptionError
@@ -105,20 +105,8 @@ def command(
             dry_run=dry_run,
             progress=progress,
         )
-    if as_json:
-        click.echo(json.dumps(_as_dict(report), ensure_ascii=False))
-        return
-    for note in report.notes:
-        click.echo(f"russet: note: {note}", err=True)
-    if dry_run:
-        click.echo(_table(report))
-    click.echo(_summary(report))
-
-
-def _as_dict(report: Report) -> dict[str, Any]:
-    names = [field.name for field in fields(report) if field.name != "plan"]
-    values = {name: getattr(report, name) for name in names}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    values = {field.name: getattr(report, field.name) for field in fields(report) if field.name != "plan"}
+    show_conversion(values, report.notes, _table(report) if dry_run else "", _summary(report), as_json=as_json)
 
 
 def _table(report: Report) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from russet.converters.exporting import CHUNK, CONTEXT, LAYOUTS, TARGETS, WEIGHTS
+from russet.engine.cli.conversion import show_conversion
 
 if TYPE_CHECKING:
     from russet.converters.exporting import ExportReport
@@ -74,20 +74,9 @@ def export_and_show(src: Path, dst: Path, to: str, settings: dict[str, Any], *, 
     options = ExportOptions(**{name: value for name, value in settings.items() if value is not None})
     with terminal_progress() as progress:
         report = export(src, dst, to, options=options, dry_run=dry_run, progress=progress)
-    if as_json:
-        click.echo(json.dumps(_as_dict(report), ensure_ascii=False))
-        return
-    for note in report.notes:
-        click.echo(f"russet: note: {note}", err=True)
-    if dry_run:
-        click.echo(_table(report))
-    click.echo(_summary(report))
-
-
-def _as_dict(report: ExportReport) -> dict[str, Any]:
     values = {**asdict(report), "bits_per_weight": report.bits_per_weight}
     del values["lines"]
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    show_conversion(values, report.notes, _table(report) if dry_run else "", _summary(report), as_json=as_json)
 
 
 def _table(report: ExportReport) -> str:
