@@ -26,7 +26,6 @@ class Settings:
     length: int = 1024
     rate: float = 3e-4
     warmup: float = 0.03
-    floor: float = 0.1
     decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.0
@@ -39,7 +38,7 @@ class Settings:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.rate, self.steps, max(1, round(self.warmup * self.steps)), self.floor)
+        return Schedule(self.rate, self.steps, max(1, round(self.warmup * self.steps)))
 
 
 @dataclass
