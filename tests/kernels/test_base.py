@@ -109,6 +109,19 @@ def test_a_broken_kernel_warns_once_and_the_reference_serves(double, caplog, sou
     assert kernel.disabled.endswith("(T=float32 float32)")
 
 
+@needs_compiler
+def test_a_kernel_that_is_switched_off_serves_no_variant_any_more(double):
+    """Not even one that passed its own check before."""
+    kernel = double(DOUBLE.replace("2.0f", "(sizeof(T) == 2 ? 3.0f : 2.0f)"))
+    (x,) = inputs()
+    assert mx.array_equal(kernel(x)[0], 2 * x)
+    assert not kernel.disabled
+    kernel(*inputs(dtype=mx.float16))
+    assert kernel.disabled
+    kernel.reference = lambda x: [mx.zeros_like(x)]
+    assert mx.array_equal(kernel(x)[0], mx.zeros_like(x))
+
+
 def test_without_a_gpu_the_reference_serves(double, monkeypatch):
     kernel = double()
     monkeypatch.setattr(base, "backend", lambda: None)

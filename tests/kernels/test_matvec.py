@@ -184,6 +184,20 @@ def test_a_part_that_saw_no_row_does_not_count():
 
 
 @needs_compiler
+@pytest.mark.parametrize("highest", [0, 1])
+def test_scores_far_apart_do_not_overflow(highest):
+    form = Form(64, *FORMATS[2])
+    parts = np.array(random_parts(2, 1, 64))
+    parts[64:128] = parts[:64] + 1
+    parts[128:] = [0, 1, 0, 1]
+    parts[128 + 2 * highest] = 200
+    _, residual, sheet = residual_module.random_inputs(form, 17)
+    (y,) = simulate(merge_matvec(form, True, 1), [mx.array(parts), residual, sheet])
+    x = parts[64 * highest : 64 * (highest + 1)]
+    assert error(y, wide(residual) + rows(form, sheet) @ x) < 2e-6
+
+
+@needs_compiler
 @each_format
 def test_an_embedding_row(kind, dtype):
     form = Form(640, kind, dtype, gains=1)

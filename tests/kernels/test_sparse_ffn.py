@@ -127,9 +127,11 @@ def test_the_references_are_exact_to_the_rounding(kind, activation):
 
 
 @needs_compiler
+@pytest.mark.parametrize("rows", [0, 5])
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
-def test_a_threshold_leaves_out_small_activations(activation):
-    *inputs, none = random_gate_up(0, 192, 40, dense(F32), F32, F32)
+def test_a_threshold_leaves_out_small_activations(activation, rows):
+    """Of several rows each its own, though a neuron's weights are read as soon as one row needs them."""
+    *inputs, none = random_gate_up(rows, 192, 40, dense(F32), F32, F32)
     a = simulate(gates(inputs[0], activation), [*inputs, settings(1e-5, 0.3)])[0]
     assert error(a, exact_gate_up(*inputs, settings(1e-5, 0.3), activation)) < ALLOWED[F32]
     assert 0 < np.count_nonzero(wide(a)) < np.count_nonzero(exact_gate_up(*inputs, none, activation))
