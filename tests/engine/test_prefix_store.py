@@ -107,6 +107,14 @@ def test_the_longest_common_prefix_wins(model: russet.Model) -> None:
     assert ask(model, "x" + TEXT).timings.cached_tokens == 0
 
 
+def test_a_block_is_found_behind_its_own_beginning_only(model: russet.Model, folder: Path) -> None:
+    """Its rows come from attention to what stood before it."""
+    other = "y" * BLOCK
+    ask(model, TEXT)
+    ask(model, other + TEXT[64:200] + "z" * 100)
+    assert ask(model, other + TEXT[BLOCK:]).timings.cached_tokens == 200 // BLOCK * BLOCK
+
+
 def test_at_least_one_token_is_left_to_compute(model: russet.Model) -> None:
     ask(model, TEXT[: 5 * BLOCK])
     assert ask(model, TEXT[: 5 * BLOCK]).timings.cached_tokens == 4 * BLOCK

@@ -200,6 +200,17 @@ def test_importance_is_the_published_one(decoders: dict[str, Decoder], variant: 
     assert np.allclose(importance(draft, tokens, 2, 13, 16), highest.mean(axis=0), atol=1e-5)
 
 
+def test_the_base_computes_the_chunks_that_the_draft_found_important(
+    decoders: dict[str, Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = np.zeros(150, dtype=np.float32)
+    scores[70] = 1.0
+    monkeypatch.setattr(specprefill, "importance", lambda *_: scores)
+    cache = decoders["llama"].new_cache()
+    SpecPrefill(keep=0.2, chunk=32)(decoders["llama"], PROMPT, cache)
+    assert cache.slots[0].positions.tolist() == [*range(4), *range(64, 96), *range(118, 150)]
+
+
 def test_windows_vote_where_no_layer_sees_everything(decoders: dict[str, Decoder]) -> None:
     scores = importance(decoders["mistral"], PROMPT.tokens, 2, 1, 64)
     assert np.isfinite(scores).all()
