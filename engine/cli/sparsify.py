@@ -12,7 +12,7 @@ from russet.engine.errors import InvalidOptionError
 
 
 @click.command()
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src")
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option(
     "--sparsity",
@@ -25,17 +25,22 @@ from russet.engine.errors import InvalidOptionError
     "--tokens", type=click.IntRange(min=32), default=4096, show_default=True, help="Tokens of it that are run."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def command(src: Path, dst: Path, sparsity: float | None, text_file: Path | None, tokens: int, as_json: bool) -> None:
-    """Write the model folder DST from the model folder SRC, for FFNs that leave neurons out when decoding.
+def command(src: str, dst: Path, sparsity: float | None, text_file: Path | None, tokens: int, as_json: bool) -> None:
+    """Write the model folder DST from the model SRC, for FFNs that leave neurons out when decoding.
 
-    Quantised down projections are stored by neuron, which rounds them once more; a model that has ReLU needs no more.
-    With --sparsity and --text, DST gets a threshold a layer under which activations count as zero.
+    SRC is a model folder or a name of the catalog. Quantised down projections are stored by neuron, which rounds them
+    once more; a model that has ReLU needs no more. With --sparsity and --text, DST gets a threshold a layer under which
+    activations count as zero.
     """
     from russet.converters.sparsify import sparsify
+    from russet.engine.cli.console import terminal_progress
+    from russet.models.download import resolve
 
     if (sparsity is None) != (text_file is None):
         raise click.UsageError("--sparsity and --text go together.")
-    report = sparsify(src, dst, sparsity=sparsity, text=_read(text_file) if text_file else "", tokens=tokens)
+    with terminal_progress() as progress:
+        folder = resolve(src, progress=progress)
+    report = sparsify(folder, dst, sparsity=sparsity, text=_read(text_file) if text_file else "", tokens=tokens)
     if as_json:
         click.echo(json.dumps({**asdict(report), "dst": str(report.dst)}))
         return

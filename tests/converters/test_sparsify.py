@@ -120,3 +120,13 @@ def test_the_command_says_what_was_written(tiny_folder, tmp_path):
     assert len(json.loads(shown.output)["thresholds"]) == 3
     shown = CliRunner().invoke(main, [*arguments[:2], str(tmp_path / "c"), "--sparsity", "0.5", "--text", "missing"])
     assert shown.exit_code == 1
+
+
+def test_a_name_of_the_catalog_is_a_source_too(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("russet.models.download.obtain", lambda name, progress: tiny_folder)
+    (tmp_path / "text").write_text(TEXT)
+    options = ["--sparsity", "0.5", "--text", str(tmp_path / "text")]
+    shown = CliRunner().invoke(main, ["sparsify", "smollm2-135m", str(tmp_path / "a"), *options])
+    assert shown.exit_code == 0 and (tmp_path / "a" / "config.json").exists()
+    shown = CliRunner().invoke(main, ["sparsify", "nosuch", str(tmp_path / "b"), *options])
+    assert shown.exit_code == 1 and isinstance(shown.exception, SystemExit)
