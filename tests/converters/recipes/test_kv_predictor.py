@@ -71,6 +71,15 @@ def test_gradients_are_those_of_finite_differences(source: Source, batches: list
         assert (ends[0] - ends[1]) / 2 == pytest.approx(slope, rel=0.05, abs=2e-5), name
 
 
+def test_the_loss_is_the_weighted_sum_of_its_terms(source: Source, batches: list[Batch]) -> None:
+    recipe, params = opened(source, replace(VARIANTS["trained"], l1=0.7))
+    recipe.weights_of_loss = Objective(kl=1.0, ce=0.3)
+    total, terms = recipe.loss(params, batches[0], None, START)
+    weights = {"kl": 1.0, "ce": 0.3, "l1_keys": 0.7, "l1_values": 0.7, "auxiliary": 0.5}
+    assert terms.keys() == weights.keys() and all(terms[name].item() > 0 for name in terms)
+    assert total.item() == pytest.approx(sum(weights[name] * terms[name].item() for name in terms), rel=1e-5)
+
+
 def test_nothing_of_the_base_is_trained(source: Source) -> None:
     _, params = opened(source, VARIANTS["frozen"])
     assert {name.removeprefix(MAPS).rpartition(".")[0] for name in params} == {"layers.2.keys", "layers.2.values"}

@@ -15,10 +15,12 @@ import pytest
 import russet
 from russet.converters.recipes import RECIPES, memory, recipe_class
 from russet.converters.recipes import checkpoint as checkpoints
-from russet.converters.recipes.base import Objective
+from russet.converters.recipes.base import Batch, Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.run import Run
 from russet.converters.recipes.share_kv import ShareOptions
+from russet.converters.recipes.source import Source
+from russet.converters.recipes.trainer import Settings, State, make_step
 from russet.engine.errors import (
     InvalidOptionError,
     OutputExistsError,
@@ -104,6 +106,20 @@ def test_the_average_of_weights_is_what_is_written(make_run: MakeRun, tmp_path: 
     make_run("control", settings={"ema": 0.9}, dst=tmp_path / "averaged")()
     last, averaged = tensors(tmp_path / "dst"), tensors(tmp_path / "averaged")
     assert any(not np.array_equal(last[name], averaged[name]) for name in last)
+
+
+def test_the_average_forgets_at_its_rate(source: Source, batches: list[Batch]) -> None:
+    recipe = recipe_class("control")()
+    recipe.open(source, mx.float32)
+    state, settings = State.first(recipe.start(), averages=True), Settings(tokens=100, rate=1e-2, ema=0.9)
+    step = make_step(recipe, settings)
+    numbers = (mx.array(1e-2), mx.array(0.5), mx.array(1.0))
+    params, _, average, _ = step(
+        state.params, state.moments, state.average, batches[0].tokens, batches[0].labels, *numbers
+    )
+    for name, before in state.params.items():
+        assert not mx.array_equal(params[name], before)
+        assert mx.allclose(average[name], 0.9 * before + 0.1 * params[name], atol=1e-6), name
 
 
 def test_another_run_is_not_resumed(make_run: MakeRun) -> None:
