@@ -35,6 +35,7 @@ def card(report: Report) -> str:
         + (f", options {_pairs(report.options)}" if report.options else "")
         + ". [curve.csv](curve.csv) and curve.png show the training, [recipe.json](recipe.json) has every number.",
         "",
+        *("```sh", *command(report), "```", ""),
         "| held-out text | before | after |",
         "|---|---|---|",
         *(_row(name, report) for name in {**report.before, **report.after} if name != "quality"),
@@ -42,6 +43,19 @@ def card(report: Report) -> str:
     ]
     lines += _quality(report)
     return "\n".join(lines)
+
+
+def command(report: Report) -> list[str]:
+    """The command that makes it again, in lines that a shell joins."""
+    sizes = ("tokens", "batch", "length", "rate", "decay", "ema", "seed")
+    given = [f"--{name} {report.settings[name]}" for name in sizes]
+    weights = [f"--{name} {value:g}" for name, value in report.objective.items()]
+    teacher = [f"--teacher {report.teacher}"] if report.teacher else []
+    options = [f"-o {name}={value}" for name, value in report.options.items()]
+    words = f"russet recipe {report.recipe} {report.source} DST --data {report.data}"
+    groups = (given, [*weights, *teacher, f"--dtype {report.dtype}"], options)
+    lines = [words, *("  " + " ".join(group) for group in groups if group)]
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _row(name: str, report: Report) -> str:

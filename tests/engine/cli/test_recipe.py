@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from russet.converters.recipes import RECIPES
 from russet.engine.cli import main
 from russet.engine.cli.recipe import NAMES
+from russet.engine.cli.training import BarListener, LineListener
 
 
 @pytest.fixture
@@ -45,6 +46,50 @@ def test_a_recipe_is_run_and_reported(folders: tuple[Path, Path], tmp_path: Path
     assert report["steps"] == 4 and report["options"] == {"share": 0.67, "blend": 0.2, "trained": "all"}
     config = json.loads((tmp_path / "dst" / "config.json").read_text())
     assert config["russet"] == {"kv_source": [None, 0, 0]}
+
+
+def test_the_card_has_the_command_that_makes_it_again(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("share_kv", *(folders[0], tmp_path / "dst", folders[1]), "-o", "share=0.67", "--hidden", "0.25")[0] == 0
+    card = (tmp_path / "dst" / "README.md").read_text()
+    words = card.partition("```sh\n")[2].partition("```")[0].replace("\\\n", " ").replace(" DST ", " again ").split()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, words[1:])
+    assert done.exit_code == 0, done.output
+    files = [tmp_path / name / "model.safetensors" for name in ("dst", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_log_hears_of_the_beginning_and_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    listener = LineListener()
+    listener.task("Measuring the source")
+    listener.training(50, 10, 64)
+    for step in range(11, 51):
+        listener.step(step, 64, {"loss": 5.0 - step / 100, "kl": 0.5})
+    listener.finish()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "russet: training, step 10 of 50"
+    assert last.startswith("russet: step 50 of 50: loss 4.5, kl 0.5; ") and last.endswith(" tokens/s")
+
+
+def test_a_terminal_sees_a_bar_that_starts_where_the_run_went_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    listener = BarListener()
+    listener.task("Measuring the source")
+    listener.training(50, 10, 64)
+    assert listener._bar is not None
+    (task,) = listener._bar.tasks
+    assert (task.total, task.completed) == (50, 10)
+    listener.step(11, 64, {"loss": 4.5})
+    assert task.completed == 11 and task.description.startswith("loss 4.5000, ")
+    listener.finish()
+    assert listener._bar is None
+    shown = capsys.readouterr()
+    assert "Measuring the source" in shown.err and "/50" in shown.err and shown.out == ""
 
 
 @pytest.mark.parametrize(
