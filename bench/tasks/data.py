@@ -12,7 +12,7 @@ from russet.engine.errors import BenchmarkDataError
 def read_text(folder: Path, name: str) -> str:
     """A text file of the data folder."""
     if not folder.is_dir():
-        raise BenchmarkDataError(f"{folder} is not a folder; name the one that holds the evaluation data with --data.")
+        raise BenchmarkDataError(f"{folder} is not a folder; name the one that holds the evaluation data.")
     path = folder / name
     try:
         return path.read_text(encoding="utf-8")

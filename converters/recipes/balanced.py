@@ -34,9 +34,13 @@ def check_group(group: int, width: int) -> int:
         )
     if group and width % group:
         raise InvalidOptionError(
-            f"Rows of {width} weights do not divide into groups of {group}; take 32 or 64, or 0 for a scale a row."
+            f"Rows of {width} weights do not divide into groups of {group}; take {_fitting(width)}."
         )
     return group or width
+
+
+def _fitting(width: int) -> str:
+    return "".join(f"{group}, or " for group in GROUPS if group and width % group == 0) + "0 for a scale a row"
 
 
 def stored_scales(scales: mx.array) -> mx.array:

@@ -104,7 +104,7 @@ class Recipe:
     def open(self, source: Source, dtype: mx.Dtype, teacher: Source | None = None) -> None:
         """Take the source, the number format that the step computes in, and the teacher where it is another model.
 
-        Raises UnsupportedModelError, and InvalidOptionError for a teacher with another vocabulary.
+        Raises UnsupportedModelError, and InvalidOptionError for a teacher with another vocabulary or a loss of nothing.
         """
         self.source, self.dtype, self.teacher = source, dtype, teacher or source
         if self.teacher.config.vocab_size != source.config.vocab_size:
@@ -112,6 +112,8 @@ class Recipe:
                 f"The teacher has {self.teacher.config.vocab_size} tokens and the source {source.config.vocab_size}; a "
                 "teacher with the source's tokenizer is expected."
             )
+        if not self.learns:
+            raise InvalidOptionError("Every weight of the loss is 0, so there is nothing to learn: give --kl or --ce.")
         self.raw = self.configure(dict(source.raw))
         self.config = read_decoder(self.raw)
 
@@ -123,6 +125,12 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether the loss reads what the teacher computes."""
         return self.weights_of_loss.needs_teacher
+
+    @property
+    def learns(self) -> bool:
+        """Whether any part of the objective has a weight."""
+        wanted = self.weights_of_loss
+        return bool(wanted.kl or wanted.ce or wanted.hidden)
 
     def calibrate(self, batches: Sequence[Batch]) -> None:
         """Look at some text before `start`, `calibration_tokens` of it."""

@@ -63,9 +63,19 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> State:
 
 
 def _refuse_other(path: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in wanted.keys() | known.keys() if known.keys() != wanted.keys() else wanted:
-        if known.get(key) != wanted.get(key):
+    ours, theirs = _flat(wanted), _flat(known)
+    for key in ours | theirs:
+        if theirs.get(key) != ours.get(key):
             raise TrainingError(
-                f"{path} belongs to a run with {key} {known.get(key)!r}, not {wanted.get(key)!r}; resume it with "
-                f"what it was started with, or delete {path.parent} to start anew."
+                f"{path} belongs to a run with {key} {theirs.get(key)!r}, not {ours.get(key)!r}; resume it with what "
+                f"it was started with, or delete {path.parent} to start anew."
             )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """One name a value, `settings seed` for what is inside `settings`."""
+    found = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    inside = (
+        (f"{key} {name}", each) for key, value in values.items() if key not in found for name, each in value.items()
+    )
+    return found | dict(inside)

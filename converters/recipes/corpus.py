@@ -58,7 +58,10 @@ class Corpus:
         self.folder = folder
         shards = sorted(path for path in folder.glob("*.bin") if path.name != HELD_OUT)
         if not shards:
-            raise TrainingDataError(f"{folder} has no *.bin with token ids; give the folder that holds the shards.")
+            raise TrainingDataError(
+                f"{folder} holds neither token ids (*.bin, beside val.bin) nor text (*.txt, *.jsonl); give a folder "
+                "that does."
+            )
         held_out = [folder / HELD_OUT] if (folder / HELD_OUT).exists() else []
         dtype = _described(folder, tokenizer)
         for path in [*shards, *held_out]:

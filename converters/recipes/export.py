@@ -38,7 +38,7 @@ def write_model(folder: Path, exported: Exported, source: Path) -> None:
     if len(dtypes) == 1:
         config["dtype" if "dtype" in config else "torch_dtype"] = dtypes.pop()
     with writing(folder):
-        contiguous = {name: mx.contiguous(array) for name, array in exported.tensors.items()}
+        contiguous = {name: mx.contiguous(array) for name, array in sorted(exported.tensors.items())}
         mx.save_safetensors(str(folder / WEIGHTS), contiguous, metadata={"format": "mlx"})
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         files = {name: f if isinstance(f, bytes) else f.read_bytes() for name, f in tokenizer_files(source).items()}

@@ -112,6 +112,10 @@ class KVPredictor(Recipe):
         return False
 
     @property
+    def learns(self) -> bool:
+        return super().learns or bool(self._options.l1 or self._options.auxiliary)
+
+    @property
     def mapped(self) -> list[int]:
         """The base layers whose keys and values are predicted."""
         return [i for i, source in enumerate(self.layer_map) if source is not None and i not in self.unmapped]

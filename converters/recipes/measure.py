@@ -57,13 +57,19 @@ def refuse_foreign_text(before: dict[str, Any], vocab_size: int, data: Path) -> 
 
 
 def measure_quality(
-    folder: Path, data: Path, tasks: Sequence[str], limit: int, listener: Listener
+    folder: Path, data: Path, tasks: Sequence[str], limit: int, listener: Listener, predictor: Path | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Task -> metric -> value with its 95 % interval, by `russet bench quality`."""
+    """Task -> metric -> value with its 95 % interval, by `russet bench quality`.
+
+    With `predictor`, its folder, prompts are prefilled by KV Prediction.
+    """
+    from russet.bench.prefill_contenders import Contender
     from russet.bench.quality import evaluate
     from russet.engine.api import load
+    from russet.engine.prefill.kv_prediction import KVPrediction
 
-    scores = evaluate(load(folder), tasks, data, limit, listen=listener.task)
+    contender = None if predictor is None else Contender(KVPrediction.name, KVPrediction(predictor))
+    scores = evaluate(load(folder), tasks, data, limit, contender, listen=listener.task)
     return {
         task: {
             name: {"value": estimate.value, "low": estimate.low, "high": estimate.high}

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.listener import Listener, Silent
 from russet.converters.recipes.measure import held_out, measure_quality, refuse_foreign_text
 from russet.converters.recipes.memory import refuse_oversize
-from russet.converters.recipes.source import Source, open_source
+from russet.converters.recipes.source import Source, open_source, refuse_other_tokens
 from russet.converters.recipes.text import token_folder
 from russet.converters.recipes.trainer import Settings, State, Trainer
 from russet.converters.writer import refuse_existing, staged_folder
@@ -35,6 +36,7 @@ CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.csv"
 PLOT = "curve.png"
 REPORT = "recipe.json"
+CHECKED_TOKENS = 4096
 STATE_ARRAYS = 4
 """Weights, two moments and perhaps an average: what a checkpoint holds, and while it is replaced twice."""
 
@@ -101,15 +103,24 @@ class Run:
         Raises OutputExistsError, StorageError, TrainingDataError, TrainingError, InvalidOptionError, and what opening
         a model raises.
         """
-        listener = listener or Silent()
         refuse_existing(self.dst)
         self._refuse_unfinished()
+        try:
+            return self._run(listener or Silent())
+        except BaseException:
+            with suppress(OSError):
+                self.folder.rmdir()  # which an empty folder alone lets happen
+            raise
+
+    def _run(self, listener: Listener) -> Report:
         source = open_source(self.src)
         corpus = self._open(source)
         state, curve = self._state(corpus)
         report = self._report()
         batches = list(corpus.held_out_batches(self.settings.batch, self.evaluation.tokens))
-        self._before(report, batches, listener)
+        # Without held-out text, a little of the training text tells whether the source can read it.
+        checked = batches or list(corpus.first(self.settings.batch, CHECKED_TOKENS))
+        self._before(report, checked, bool(batches), listener)
         state = self._train(corpus, state, curve, listener)
         report.steps, report.tokens = state.step, state.step * self.settings.batch * self.settings.length
         report.seconds = curve.rows[-1]["seconds"] if curve.rows else 0.0
@@ -117,12 +128,15 @@ class Run:
         return report
 
     def _refuse_unfinished(self) -> None:
-        if self.folder.exists() and not self.resume:
+        # A run that was killed before its first checkpoint leaves an empty folder.
+        if self.folder.exists() and any(self.folder.iterdir()) and not self.resume:
             raise OutputExistsError(f"{self.folder} holds an unfinished run: go on with --resume, or delete it.")
 
     def _open(self, source: Source) -> Corpus:
         recipe = self.recipe
         dtype = DTYPES[self.dtype] if self.dtype else (mx.bfloat16 if on_gpu() else mx.float32)
+        if self.teacher:
+            refuse_other_tokens(self.src, self.teacher)
         recipe.open(source, dtype, open_source(self.teacher) if self.teacher else None)
         tokenizer = self.src / "tokenizer.json"
         found = tokenizer if tokenizer.exists() else None
@@ -175,18 +189,22 @@ class Run:
             teacher=self.teacher.name if self.teacher else None,
         )
 
-    def _before(self, report: Report, batches: Sequence[Batch], listener: Listener) -> None:
+    def _before(self, report: Report, batches: Sequence[Batch], kept: bool, listener: Listener) -> None:
         listener.task("Measuring the source")
-        if batches:
-            report.before = self.recipe.baseline(batches)
-            refuse_foreign_text(report.before, self.recipe.source.config.vocab_size, self.data)
+        before = self.recipe.baseline(batches)
+        refuse_foreign_text(before, self.recipe.source.config.vocab_size, self.data)
+        if kept:
+            report.before = before
         if self.evaluation.data is not None:
             report.before["quality"] = self._quality(self.src, listener)
 
     def _quality(self, folder: Path, listener: Listener) -> dict[str, Any]:
+        """Of a model folder, or of the source where `folder` holds a predictor for it."""
         wanted = self.evaluation
         assert wanted.data is not None
-        return measure_quality(folder, wanted.data, wanted.tasks, wanted.limit, listener)
+        predicted = folder != self.src and not self.recipe.makes_model
+        model, predictor = (self.src, folder) if predicted else (folder, None)
+        return measure_quality(model, wanted.data, wanted.tasks, wanted.limit, listener, predictor)
 
     def _train(self, corpus: Corpus, state: State, curve: Curve, listener: Listener) -> State:
         settings, per_step = self.settings, self.settings.batch * self.settings.length
@@ -210,6 +228,7 @@ class Run:
                     saved = now()
         except KeyboardInterrupt:
             self._save(trainer.state, curve)
+            _logger.warning("%s holds the run as far as it came; --resume goes on from there", self.folder)
             raise
         finally:
             listener.finish()
@@ -229,7 +248,8 @@ class Run:
         nbytes = sum(array.nbytes for array in params.values())
         with staged_folder(self.dst, nbytes) as folder:
             recipe.write(folder, params)
-            if self.evaluation.data is not None and recipe.makes_model:
+            if self.evaluation.data is not None:
+                listener.task("Measuring the result")
                 report.after["quality"] = self._quality(folder, listener)
             curve.save(folder / CURVE)
             try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from russet.engine.errors import UnsupportedModelError
+from russet.engine.errors import CheckpointError, InvalidOptionError, UnsupportedModelError
 from russet.models.config import DecoderConfig
 from russet.models.config_file import read_config
 from russet.models.families import Family, family_of, read_decoder
@@ -60,6 +61,22 @@ def open_source(folder: Path) -> Source:
     raw.pop("quantization", None)
     raw.pop("quantization_config", None)
     return Source(folder, raw, config, family, weights, dtype)
+
+
+def refuse_other_tokens(source: Path, teacher: Path) -> None:
+    """Raise InvalidOptionError where both folders have a tokenizer.json and ids mean other tokens in them."""
+    files = [folder / "tokenizer.json" for folder in (source, teacher)]
+    if all(file.exists() for file in files) and _vocabulary(files[0]) != _vocabulary(files[1]):
+        raise InvalidOptionError(
+            f"The teacher {teacher} has another tokenizer than {source}; a teacher with the source's is expected."
+        )
+
+
+def _vocabulary(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); copy the model again.") from error
 
 
 def _dense(stored: Weights, role: str) -> mx.array:

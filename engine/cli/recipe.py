@@ -181,6 +181,6 @@ def _summary(report: Report, dst: Path) -> str:
     before, after = report.before.get("perplexity"), report.after.get("perplexity")
     scored = f"; perplexity of held-out text {before:.2f} before, {after:.2f} after" if before and after else ""
     return (
-        f"Wrote {dst}: {report.recipe} of {report.source}, {report.steps:,} steps, {report.tokens / 1e6:,.1f} M tokens "
+        f"Wrote {dst}: {report.recipe} of {report.source}, {report.steps:,} steps, {report.tokens:,} tokens "
         f"in {report.seconds:,.0f} s{scored}. Its README.md and recipe.json have the rest."
     )

@@ -33,7 +33,7 @@ def test_the_seed_and_the_step_decide_a_batch(data: Path, vocab_size: int) -> No
 
 
 def test_no_shard_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDataError, match=r"no \*\.bin"):
+    with pytest.raises(TrainingDataError, match=r"neither token ids \(\*\.bin"):
         Corpus(tmp_path, 16, 100)
 
 

@@ -1,0 +1,134 @@
+"""What a run refuses, what it says of another run's checkpoint, and what it leaves when it ends early."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from russet.converters.recipes.base import Objective
+from russet.converters.recipes.kv_predictor import PredictorOptions
+from russet.converters.recipes.run import Evaluation, Run
+from russet.engine.errors import (
+    BenchmarkDataError,
+    InvalidOptionError,
+    OutputExistsError,
+    RussetError,
+    TrainingDataError,
+    TrainingError,
+)
+
+MakeRun = Callable[..., Run]
+
+
+class Interrupt:
+    """A listener that ends the run at a step, or where something is measured."""
+
+    def __init__(self, step: int = 0) -> None:
+        self._step = step
+
+    def task(self, label: str) -> None:
+        if not self._step:
+            raise KeyboardInterrupt
+
+    def training(self, steps: int, done: int, tokens: int) -> None: ...
+    def finish(self) -> None: ...
+
+    def step(self, step: int, tokens: int, terms: dict[str, float]) -> None:
+        if step == self._step:
+            raise KeyboardInterrupt
+
+
+def test_nothing_is_left_before_the_first_checkpoint(make_run: MakeRun) -> None:
+    run = make_run("control")
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt())
+    assert not run.folder.exists()
+    # A kill takes no folder with it, and the run can be started anew all the same.
+    run.folder.mkdir()
+    run()
+    assert run.dst.exists() and not run.folder.exists()
+
+
+def test_an_interruption_says_how_to_go_on(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run("control", steps=6)
+    with caplog.at_level(logging.WARNING, "russet"), pytest.raises(KeyboardInterrupt):
+        run(Interrupt(2))
+    assert f"{run.folder} holds the run as far as it came; --resume goes on from there" in caplog.messages
+    with pytest.raises(OutputExistsError, match="--resume"):
+        make_run("control", steps=6)()
+
+
+def test_a_result_is_the_same_file_whether_it_was_interrupted_or_not(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("relufy", steps=4)()
+    with pytest.raises(KeyboardInterrupt):
+        make_run("relufy", steps=4, dst=tmp_path / "cut")(Interrupt(2))
+    make_run("relufy", steps=4, dst=tmp_path / "cut", resume=True)()
+    files = [tmp_path / name / "model.safetensors" for name in ("dst", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_setting_that_differs_is_named_alone(make_run: MakeRun) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_run("control", steps=6)(Interrupt(2))
+    with pytest.raises(TrainingError, match=r"a run with settings rate 0\.003, not 0\.001; resume it"):
+        make_run("control", steps=6, resume=True, settings={"rate": 1e-3})()
+    with pytest.raises(TrainingError, match=r"a run with objective ce 1\.0, not 0\.5; resume it"):
+        make_run("control", steps=6, resume=True, objective=Objective(kl=0.0, ce=0.5))()
+
+
+@pytest.mark.parametrize("missing", ["folder", "task", "file"])
+def test_an_evaluation_that_cannot_be_made_leaves_nothing(make_run: MakeRun, tmp_path: Path, missing: str) -> None:
+    tasks = ("nosuch",) if missing == "task" else ("lambada",)
+    folder = tmp_path / "nowhere" if missing == "folder" else tmp_path
+    run = make_run("control", evaluation=Evaluation(64, folder, tasks))
+    with pytest.raises(RussetError) as told:
+        run()
+    assert isinstance(told.value, InvalidOptionError if missing == "task" else BenchmarkDataError)
+    assert not run.dst.exists() and not run.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["control", "kv_predictor"])
+def test_quality_is_measured_before_and_after(make_run: MakeRun, tmp_path: Path, name: str) -> None:
+    """Of a predictor, with prompts that it predicts."""
+    rows = [{"query": "ab " * size, "answer": ["end"]} for size in (20, 30)]
+    (tmp_path / "lambada.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = PredictorOptions(keep=0.34) if name == "kv_predictor" else None
+    report = make_run(name, options=options, evaluation=Evaluation(64, tmp_path, ("lambada",)))()
+    before, after = (side["quality"]["lambada"]["perplexity"]["value"] for side in (report.before, report.after))
+    assert before > 0 and after > 0 and before != after
+    assert "| lambada, perplexity |" in (tmp_path / "dst" / "README.md").read_text()
+
+
+def test_foreign_text_is_told_without_held_out_text_too(make_run: MakeRun, data: Path, tiny_folder: Path) -> None:
+    (data / "val.bin").unlink()
+    with pytest.raises(TrainingDataError, match="worse than a guess"):
+        make_run("control", src=tiny_folder)()
+    assert make_run("control")().before == {}
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(make_run: MakeRun, source_folder: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(source_folder, tmp_path / "teacher")
+    make_run("relufy", teacher=teacher, dst=tmp_path / "alike")()
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    words = list(tokenizer["model"]["vocab"])
+    ids = tokenizer["model"]["vocab"]
+    ids[words[0]], ids[words[1]] = ids[words[1]], ids[words[0]]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InvalidOptionError, match="has another tokenizer than"):
+        make_run("relufy", teacher=teacher)()
+    (teacher / "tokenizer.json").write_text("{")
+    with pytest.raises(RussetError, match="is damaged"):
+        make_run("relufy", teacher=teacher)()
+
+
+@pytest.mark.parametrize("name", ["control", "relufy", "kv_predictor"])
+def test_a_loss_of_nothing_is_refused(make_run: MakeRun, name: str) -> None:
+    options = PredictorOptions(l1=0.0) if name == "kv_predictor" else None
+    with pytest.raises(InvalidOptionError, match="nothing to learn"):
+        make_run(name, options=options, objective=Objective(kl=0.0, ce=0.0, hidden=0.0))()
+    make_run("kv_predictor", objective=Objective(kl=0.0))()
