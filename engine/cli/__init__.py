@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("chat", "generate", "convert", "sparsify", "recipe", "models", "doctor", "bench")
+COMMANDS = ("chat", "generate", "convert", "sparsify", "recipe", "sample", "models", "doctor", "bench")
 
 EPILOG = """
 \b
