@@ -76,9 +76,16 @@ def hidden_rows(
     h, count = decoder.embed(tokens), len(decoder.blocks)
     if not keep:
         return Rows(decoder.norm(decoder.run(h, range(count), 0, rows, probe=probe)), [])
+    return rows_after(decoder, h, 0, rows, probe)
+
+
+def rows_after(
+    decoder: Decoder, h: mx.array, first: int, cache: FullSequence | KVCache, probe: Probe | None = None
+) -> Rows:
+    """Rows [batch, length, hidden] through the layers from `first` on and the last norm; each layer's output is kept."""
     kept = []
-    for i in range(count):
-        h = decoder.run(h, range(i, i + 1), 0, rows, probe=probe)
+    for i in range(first, len(decoder.blocks)):
+        h = decoder.run(h, range(i, i + 1), 0, cast(KVCache, cache), probe=probe)
         kept.append(h)
     return Rows(decoder.norm(h), kept)
 

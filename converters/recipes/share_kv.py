@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from russet.converters.recipes.base import Batch, Exported, Objective, Options, Recipe
-from russet.converters.recipes.forward import FullSequence, SequenceRows, decoder_of
+from russet.converters.recipes.base import Batch, Exported, Loss, Objective, Options, Recipe, Teacher
+from russet.converters.recipes.forward import FullSequence, SequenceRows, decoder_of, rows_after
+from russet.converters.recipes.losses import head_loss, hidden_loss
 from russet.converters.recipes.source import Params
 from russet.engine.cache import KVCache
 from russet.engine.errors import InvalidOptionError
@@ -71,6 +72,17 @@ class ShareKV(Recipe):
 
     def sequence(self, decoder: Decoder, at: mx.array) -> FullSequence:
         return blended(self.config, at, share_options(self.options).blend)
+
+    def loss(self, params: Params, batch: Batch, teacher: Teacher | None, at: mx.array) -> Loss:
+        """As of every recipe; layers that stay the teacher's are not run again, where its outputs are kept."""
+        first, wanted = self.config.last_writer, self.weights_of_loss
+        if not self._fixed or self.teacher is not self.source or teacher is None or not teacher.rows.layers:
+            return super().loss(params, batch, teacher, at)
+        decoder = self.decoder(params, at)
+        rows = rows_after(decoder, teacher.rows.layers[first - 1], first, self.sequence(decoder, at))
+        total, terms = head_loss(rows, decoder, batch.labels, teacher, wanted.kl, wanted.ce)
+        terms["hidden"] = hidden_loss(rows.layers, teacher.rows.layers[first:])
+        return total + wanted.hidden * terms["hidden"], terms
 
     def export(self, params: Params) -> Exported:
         return super().export(owned(params, self.source.family.names(self.config)))

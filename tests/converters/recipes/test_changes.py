@@ -12,14 +12,15 @@ import pytest
 
 import russet
 from russet.converters.recipes import recipe_class
-from russet.converters.recipes.base import Batch, Options, Recipe
+from russet.converters.recipes.base import Batch, Objective, Options, Recipe
 from russet.converters.recipes.combined import CombinedOptions
 from russet.converters.recipes.forward import decoder_of, hidden_rows
 from russet.converters.recipes.relufy import Gates, ReluOptions, gate_penalty
 from russet.converters.recipes.run import Run
 from russet.converters.recipes.share_kv import ShareOptions
-from russet.converters.recipes.source import Source, open_source
+from russet.converters.recipes.source import Params, Source, open_source
 from russet.converters.recipes.sparsity_report import measure_sparsity
+from russet.converters.recipes.trainer import teacher_of
 from russet.engine.errors import InvalidOptionError
 from russet.models.decoder import Decoder
 
@@ -150,3 +151,24 @@ def test_combined_rounds_no_rows_that_fade_out(make_run: MakeRun) -> None:
         make_run("combined", options=CombinedOptions(group=32))()
     with pytest.raises(InvalidOptionError, match="bits is 3"):
         make_run("combined", options=CombinedOptions(bits=3))()
+
+
+def test_layers_that_stay_the_source_s_are_not_run_again_and_change_nothing(source: Source, tokens: mx.array) -> None:
+    """The loss and its gradients are those of running all layers."""
+    recipe = recipe_class("share_kv")(ShareOptions(blend=0.5, trained="readers"), Objective(hidden=1e-9))
+    recipe.open(source, mx.float32)
+    params, batch, at = recipe.start(), Batch(tokens[:, :-1], tokens[:, 1:]), mx.array(0.2)
+    teacher = teacher_of(recipe)(batch.tokens)
+    assert all(not name.startswith("layers.0.") for name in params)
+
+    def short(params: Params) -> mx.array:
+        return recipe.loss(params, batch, teacher, at)[0]
+
+    def whole(params: Params) -> mx.array:
+        return Recipe.loss(recipe, params, batch, teacher, at)[0]
+
+    (ours, by_ours), (all_layers, by_all) = mx.value_and_grad(short)(params), mx.value_and_grad(whole)(params)
+    assert ours.item() > 1e-4
+    assert ours.item() == pytest.approx(all_layers.item(), rel=1e-4)
+    for name, gradient in by_all.items():
+        assert mx.allclose(by_ours[name], gradient, rtol=1e-3, atol=1e-6), name
