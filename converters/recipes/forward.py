@@ -82,7 +82,7 @@ def hidden_rows(
 def rows_after(
     decoder: Decoder, h: mx.array, first: int, cache: FullSequence | KVCache, probe: Probe | None = None
 ) -> Rows:
-    """Rows [batch, length, hidden] through the layers from `first` on and the last norm; each layer's output is kept."""
+    """Rows [batch, length, hidden] through the layers from `first` on and the last norm, all outputs kept."""
     kept = []
     for i in range(first, len(decoder.blocks)):
         h = decoder.run(h, range(i, i + 1), 0, cast(KVCache, cache), probe=probe)
