@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from russet.converters.recipes.forward import FullSequence, SequenceRows
 from russet.converters.recipes.source import Params
+from russet.engine.cache import Mask
 from russet.engine.prefill.predictor import Seen
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder, Probe
@@ -15,6 +16,9 @@ from russet.models.rope import Positions
 
 MAPS, AUXILIARY = "maps.", "auxiliary."
 """What the names of trained arrays begin with; a map goes on as in the predictor, a layer by its role."""
+
+RUN = 16
+"""Tokens that are real together, about as many as share their scores when a prompt's are ranked."""
 
 
 @dataclass
@@ -34,17 +38,19 @@ class Watch(Probe):
 class PredictedSequence(FullSequence):
     """A whole sequence whose rows in some layers are given: queries meet those, and the layer's own are dropped.
 
-    That holds for a row's own position too, unlike in generation, where the last token's own keys and values are real.
+    Without `own` that holds for a row's own position too, unlike in generation, where the last token's own keys and
+    values are real. `own` [batch, 1, rows, rows] says which queries meet which positions' own rows all the same.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, own: mx.array | None = None) -> None:
         super().__init__(config)
+        self.own = own
 
     def give(self, decoder: Decoder, layer: int, keys: mx.array, values: mx.array) -> None:
         """Store keys, neither normalised nor rotated yet, and values, [batch, kv_heads, length, head_dim]."""
         slot = self.slots[layer]
         decoder.store(layer, keys, values, 0, self)  # type: ignore[arg-type]
-        self.slots[layer] = GivenRows(slot)
+        self.slots[layer] = GivenRows(slot) if self.own is None else MixedRows(slot, self.own)
 
 
 class GivenRows(SequenceRows):
@@ -56,6 +62,33 @@ class GivenRows(SequenceRows):
 
     def append(self, keys: mx.array, values: mx.array, positions: Positions) -> None:
         pass
+
+
+class MixedRows(SequenceRows):
+    """Given rows, or a position's own where `own` [batch, 1, rows, rows] says so; causal."""
+
+    def __init__(self, given: SequenceRows, own: mx.array) -> None:
+        super().__init__(given.window)
+        self.given, self.own = given.rows, own
+
+    def read(self, positions: Positions, queries: int) -> tuple[mx.array, mx.array, Mask]:
+        assert self.rows is not None and self.given is not None
+        keys, values = (mx.concatenate(pair, axis=2) for pair in zip(self.given, self.rows, strict=True))
+        seen = mx.tril(mx.ones((queries, queries), dtype=mx.bool_))
+        return keys, values, mx.concatenate([seen & ~self.own, seen & self.own], axis=-1)
+
+
+def met_as_own(tokens: mx.array, near: int, real: float) -> mx.array:
+    """Which queries meet which positions' own rows, [batch, 1, rows, rows]: the last `near`, and a share `real`.
+
+    The share are runs of `RUN` tokens, drawn from a seed that the text decides, so that a step can be repeated.
+    """
+    batch, rows = tokens.shape
+    seed = (tokens.astype(mx.uint32) * mx.arange(1, rows + 1, dtype=mx.uint32)).sum()
+    drawn = mx.random.uniform(shape=(batch, -(-rows // RUN)), key=mx.stack([seed, mx.array(RUN, dtype=mx.uint32)]))
+    chosen = mx.repeat(drawn < real, RUN, axis=1)[:, None, None, :rows]
+    apart = mx.arange(rows)[:, None] - mx.arange(rows)[None, :]
+    return chosen | (apart < near)[None, None]
 
 
 def compared_keys(decoder: Decoder, layer: int, keys: mx.array) -> mx.array:

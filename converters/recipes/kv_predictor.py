@@ -29,6 +29,7 @@ from russet.converters.recipes.kv_forward import (
     Watch,
     compared_keys,
     flat,
+    met_as_own,
     under,
 )
 from russet.converters.recipes.kv_report import predictor_report
@@ -53,13 +54,16 @@ class PredictorOptions(Options):
     """`keep` is the share of the base's layers in the auxiliary, `layers` which ones: "first" or evenly "spread".
 
     `inputs` is what the maps read, "normed" rows or "keys_values". `trained` counts the auxiliary's last layers that
-    get weights of their own. `l1` and `auxiliary` are weights of the loss.
+    get weights of their own, before a last one of which only the norm counts. A query meets the own rows of the last
+    `near` tokens, and of a share `real` of all. `l1` and `auxiliary` are weights of the loss.
     """
 
     keep: float = 0.5
     layers: str = "first"
     inputs: str = "normed"
     trained: int = 0
+    near: int = 0
+    real: float = 0.0
     l1: float = 1.0
     auxiliary: float = 0.0
 
@@ -87,13 +91,24 @@ class KVPredictor(Recipe):
         if options.inputs not in get_args(Inputs):
             raise InvalidOptionError(f"inputs is {options.inputs!r}; it must be {' or '.join(get_args(Inputs))}.")
         self.kept = _LAYERS[options.layers](source.config, options.keep)
-        if not 0 <= options.trained <= len(self.kept):
+        # Maps read no more of the last layer than its norm, whose weights they can take over.
+        whole = len(self.kept) - (options.inputs == "normed" and not options.auxiliary)
+        if not 0 <= options.trained <= whole:
             raise InvalidOptionError(
-                f"trained is {options.trained}, but the auxiliary has {len(self.kept)} layers; give at most that many."
+                f"trained is {options.trained}, but the auxiliary has {whole} layers to train; give at most that many."
+            )
+        if options.near < 0 or not 0 <= options.real < 1 or bool(options.real) > bool(options.near):
+            raise InvalidOptionError(
+                f"near is {options.near} and real {options.real}; near must be a number of tokens, real a share below "
+                "1, and real tokens need near ones."
+            )
+        if options.near and any(layer.window for layer in source.config.layers):
+            raise UnsupportedModelError(
+                "Rows of a pass's own are not mixed in under attention windows; leave near out."
             )
         self.layer_map = layer_map(source.config, self.kept)
-        self.own = range(len(self.kept) - options.trained, len(self.kept))
-        self.shared = _common(self.kept[: self.own.start])
+        self.own = range(whole - options.trained, whole)
+        self.shared = _common(self.kept[: self.own.start] if options.trained else self.kept)
         """How many first layers compute the same in the base and in the auxiliary."""
         self.unmapped = tuple(i for i in range(self.shared) if self.layer_map[i] is not None)
         self.tail = _tail(pruned_config(source.config, self.kept), self.shared)
@@ -154,7 +169,8 @@ class KVPredictor(Recipe):
         true = base.run(h, range(self.shared, count), 0, _as_cache(FullSequence(base.config)), probe=watch)
         truth = Teacher(Rows(mx.stop_gradient(base.norm(true)), []), head_of(base))
         seen, last = self._auxiliary(params, h, watch)
-        predicted, terms = self._rows(params, base, seen, watch)
+        own = met_as_own(batch.tokens, self._options.near, self._options.real) if self._options.near else None
+        predicted, terms = self._rows(params, base, seen, watch, own)
         rows = Rows(base.norm(base.run(h, range(self.shared, count), 0, _as_cache(predicted))), [])
         wanted = self.weights_of_loss
         total, heads = head_loss(rows, base, batch.labels, truth, wanted.kl, wanted.ce)
@@ -208,10 +224,10 @@ class KVPredictor(Recipe):
         return arrays
 
     def _rows(
-        self, params: Params, base: Decoder, seen: dict[int, Seen], watch: Watch
+        self, params: Params, base: Decoder, seen: dict[int, Seen], watch: Watch, own: mx.array | None = None
     ) -> tuple[PredictedSequence, dict[str, mx.array]]:
         """The base's cache with predicted rows, and how far these are from the true ones."""
-        cache, apart = PredictedSequence(base.config), {part: mx.array(0.0) for part in PARTS}
+        cache, apart = PredictedSequence(base.config, own), {part: mx.array(0.0) for part in PARTS}
         for i in self.mapped:
             source = self.layer_map[i]
             assert source is not None

@@ -1,7 +1,8 @@
 """KV Prediction (arXiv 2410.08391): a small auxiliary model runs the prompt, and the base gets its rows by linear maps.
 
-The base model computes the last token only. Its own key norm and rotary embedding follow the predicted keys, so that a
-predictor sees keys that do not depend on their positions.
+The base model computes the last token only, or also the tokens that the end of the prompt attends to (recompute.py).
+Its own key norm and rotary embedding follow the predicted keys, so that a predictor sees keys that do not depend on
+their positions.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ import mlx.core as mx
 
 from russet.engine.cache import KVCache
 from russet.engine.device import prefill_chunk
-from russet.engine.errors import PredictorError
+from russet.engine.errors import InvalidOptionError, PredictorError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
 from russet.engine.prefill.exact import exact_instead
 from russet.engine.prefill.identity import EQUAL, Identity, keys_values
+from russet.engine.prefill.importance import Aggregated, Scorer
 from russet.engine.prefill.own_layers import auxiliary_of
-from russet.engine.prefill.predictor import Predictor, Seen
+from russet.engine.prefill.predictor import Predictor
 from russet.engine.prefill.predictor_folder import load_predictor
+from russet.engine.prefill.recompute import SeenRows, common_layers, fill
 from russet.models.catalog import CATALOG
-from russet.models.decoder import Decoder, Probe
+from russet.models.decoder import Decoder
 from russet.models.download import resolve
 from russet.models.loading import load_decoder
+
+KEEP = 0.1
+"""The share of a prompt's tokens that the base computes in all layers, where its first layers are the auxiliary's."""
+
+POOL = 15
+"""Neighbouring tokens that share their scores."""
 
 _logger = logging.getLogger("russet")
 
@@ -34,20 +43,32 @@ class KVPrediction:
 
     `predictor` is one in memory or the folder that holds it. `auxiliary` is a decoder, or the name or folder of a
     model; without one, the predictor says which it was trained with: layers of the base, a folder inside its own, or a
-    model of the catalog. `prepare` loads it ahead of the first prompt. Raises `PredictorError` where predictor, base
-    and auxiliary do not belong together.
+    model of the catalog. `prepare` loads it ahead of the first prompt.
+
+    Where the auxiliary begins with the base's own layers, the base computes a share `keep` of the prompt's tokens
+    itself, those that `scorer` ranks highest; 0 is the paper's method, which computes the last token only. `rows`
+    bounds the rows of one pass. Raises `PredictorError` where predictor, base and auxiliary do not belong together.
     """
 
     name = "kv-prediction"
     exact = False
 
     def __init__(
-        self, predictor: Predictor | Path | str, auxiliary: Decoder | Path | str | None = None, rows: int | None = None
+        self,
+        predictor: Predictor | Path | str,
+        auxiliary: Decoder | Path | str | None = None,
+        rows: int | None = None,
+        keep: float = KEEP,
+        scorer: Scorer | None = None,
     ) -> None:
+        if not 0 <= keep <= 1:
+            raise InvalidOptionError(f"keep is {keep}; it is a share of the prompt, from 0 to 1.")
         self.folder = None if isinstance(predictor, Predictor) else Path(predictor)
         self.predictor = predictor if isinstance(predictor, Predictor) else load_predictor(Path(predictor))
         self.auxiliary = auxiliary
         self.rows = rows or prefill_chunk()
+        self.keep = keep
+        self.scorer = scorer or Aggregated(pool=POOL)
         self._prepared: tuple[Decoder, Decoder, Predictor] | None = None
 
     def prepare(self, decoder: Any) -> None:
@@ -77,12 +98,15 @@ class KVPrediction:
         if reason:
             return exact_instead(decoder, prompt, cache, reason, self.rows)
         auxiliary, predictor = self._parts(decoder)
+        if common_layers(predictor) is not None:
+            logits, work = fill(decoder, auxiliary, predictor, prompt, cache, self.keep, self.scorer, self.rows)
+            return Prefilled(logits, exact=False, strategy=self.name, work=work)
         *context, last = prompt.tokens
         store_predicted(decoder, auxiliary, predictor, context, cache, self.rows)
         cache.next_position = len(context)
         logits = decoder.extend(mx.array([[last]]), cache)
         assert logits is not None
-        return Prefilled(logits[:, -1], exact=False, strategy=self.name, work=_work(decoder, predictor, len(context)))
+        return Prefilled(logits[:, -1], exact=False, strategy=self.name, work=Work([1] * len(decoder.blocks)))
 
     def _unfit(self, decoder: Any, prompt: PromptTokens, cache: Any) -> str:
         """Why exact prefill has to serve, as a sentence, or nothing."""
@@ -130,39 +154,13 @@ def store_predicted(
     The auxiliary stops at the last layer that the map reads. Its cache is gone afterwards.
     """
     layers = range(max(source for source in predictor.layer_map if source is not None) + 1)
-    auxiliary_cache, watch = auxiliary.new_cache(), _Watch()
+    auxiliary_cache, watch = auxiliary.new_cache(), SeenRows()
     for start in range(0, len(tokens), rows):
         chunk = mx.array([tokens[start : start + rows]])
         auxiliary.run(auxiliary.embed(chunk), layers, start, auxiliary_cache, last=0, probe=watch)
         for layer, keys, values in predictor.predict_all(watch.seen):
             base.store(layer, keys, values, start, cache)
         mx.eval(cache.arrays(), auxiliary_cache.arrays())
-
-
-def _work(base: Decoder, predictor: Predictor, context: int) -> Work:
-    """The last token in every layer, and the context in those of the base's layers that the auxiliary ran whole.
-
-    Another model's layers are none of the base's, and have no entry.
-    """
-    tokens = [1] * len(base.blocks)
-    if not isinstance(predictor.auxiliary, Identity):
-        last = max(source for source in predictor.layer_map if source is not None)
-        for layer in predictor.auxiliary[:last]:
-            tokens[layer] += context
-    return Work(tokens)
-
-
-class _Watch(Probe):
-    """Keeps what each layer computed of the last rows."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, Seen] = {}
-
-    def normed(self, layer: int, rows: mx.array) -> None:
-        self._rows = rows
-
-    def keys_values(self, layer: int, keys: mx.array, values: mx.array) -> None:
-        self.seen[layer] = Seen(keys, values, self._rows)
 
 
 def _check(role: str, known: Identity, decoder: Decoder) -> None:

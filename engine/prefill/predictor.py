@@ -122,14 +122,16 @@ class Predictor:
         return predicted[0], predicted[1]
 
     def predict_all(self, seen: Mapping[int, Seen]) -> Iterator[tuple[int, mx.array, mx.array]]:
-        """Every fed base layer with its keys and values, as `predict` gives them.
+        """Every base layer fed by one of `seen` with its keys and values, as `predict` gives them.
 
         Maps of the same rows are one product, since a matrix of 192 columns is too slim to multiply at full speed.
         """
         for layer, source in enumerate(self.layer_map):
-            if source is not None and (layer in self.unmapped or self.inputs != "normed"):
+            if source in seen and (layer in self.unmapped or self.inputs != "normed"):
                 yield layer, *self.predict(layer, seen[source])
         for source, (layers, weight, bias) in self._joined.items():
+            if source not in seen:
+                continue
             x = seen[source].normed
             rows, at = mx.addmm(bias, x.astype(weight.dtype), weight), 0
             for layer in layers:

@@ -34,9 +34,8 @@ class Strategy:
 def parse(text: str, **settings: Any) -> Prefill:
     """The strategy that `NAME` or `NAME:VALUE` stands for; settings that are None count as not given.
 
-    Settings: `keep` (share of the prompt for lazyllm and specprefill, number of documents for superposition), `draft`
-    (a model, or a share of the base's layers), `predictor` (a name or a folder), `documents` (a document
-    cache's folder).
+    Settings: `keep` (share of the prompt, or number of documents for superposition), `draft` (a model, or a share of
+    the base's layers), `predictor` (a name or a folder), `documents` (a document cache's folder).
     Raises InvalidOptionError for a name, a setting or a value that does not fit, and what building one raises.
     """
     name, colon, value = text.partition(":")
@@ -108,7 +107,7 @@ def _draft(draft: str | float) -> Any:
     return share
 
 
-def _kv_prediction(predictor: str | Path | None = None) -> Prefill:
+def _kv_prediction(predictor: str | Path | None = None, keep: float | str | None = None) -> Prefill:
     from russet.engine.prefill.kv_prediction import KVPrediction
     from russet.models.catalog import PREDICTORS
     from russet.models.shipped import shipped
@@ -124,7 +123,7 @@ def _kv_prediction(predictor: str | Path | None = None) -> Prefill:
                 "the folder of one."
             )
         folder = found
-    return KVPrediction(folder)
+    return KVPrediction(folder) if keep is None else KVPrediction(folder, keep=_share(keep, zero=True))
 
 
 def _superposition(keep: float | str | None = None, documents: Path | None = None) -> Prefill:
@@ -139,9 +138,9 @@ def _superposition(keep: float | str | None = None, documents: Path | None = Non
     return Superposition(keep=int(number), documents=cache)
 
 
-def _share(value: float | str) -> float:
+def _share(value: float | str, zero: bool = False) -> float:
     share = _number(value)
-    if share is None or not 0 < share <= 1:
+    if share is None or not 0 <= share <= 1 or not (share or zero):
         raise InvalidOptionError(f"keep is {value}; it is a share of the prompt, above 0 and at most 1.")
     return share
 
@@ -157,7 +156,7 @@ STRATEGIES = {
     "exact": Strategy(_exact, ()),
     "lazyllm": Strategy(_lazyllm, ("keep",), "its later layers skip what the end of the prompt hardly attends to"),
     "kv-prediction": Strategy(
-        _kv_prediction, ("predictor",), "its keys and values are predicted from a smaller model's"
+        _kv_prediction, ("predictor", "keep"), "its keys and values are predicted from a smaller model's"
     ),
     "specprefill": Strategy(_specprefill, ("keep", "draft"), "it skips the parts of the prompt that a draft ranks low"),
     "superposition": Strategy(_superposition, ("keep", "documents"), "documents do not see each other, and few stay"),

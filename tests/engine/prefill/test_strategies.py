@@ -81,7 +81,7 @@ def test_a_document_cache_goes_to_superposition(tmp_path: Path, monkeypatch) -> 
         (
             "exact",
             {"keep": 0.5},
-            "exact prefill takes no keep; it is a setting of lazyllm, specprefill, superposition.",
+            "exact prefill takes no keep; it is a setting of lazyllm, kv-prediction, specprefill, superposition.",
         ),
         ("lazyllm", {"draft": "0.5"}, "lazyllm prefill takes no draft; it is a setting of specprefill."),
         ("specprefill", {"draft": "1.5"}, "draft is 1.5; a share of the model's layers is above 0 and at most 1."),
