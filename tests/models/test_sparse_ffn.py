@@ -116,6 +116,7 @@ def test_the_kernels_take_the_layers_weights_as_they_are(gpu, weights, count, qu
     maps = branches([form(gate), form(up)], [None, None], join=True)
     ffn = step_ffn(norm, maps, down_projection(form(mx.contiguous(down.T)), None, True, True), "relu", 0.0)
     assert isinstance(ffn, KernelFFN)
+    assert ffn.takes(16) and not ffn.takes(17), "so many rows have hardly a neuron that none of them uses"
     if quantized:
         gate, up, down = packed(gate).expand(F32), packed(up).expand(F32), packed(mx.contiguous(down.T)).expand(F32).T
     h = rows(count)
