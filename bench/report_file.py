@@ -27,6 +27,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; BenchmarkDataError where there is none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BenchmarkDataError(f"{path} cannot be read ({error.strerror}); name a file of --json.") from error
+    except ValueError as error:
         raise BenchmarkDataError(f"{path} cannot be read as JSON ({error}); name a file of --json.") from error
     return raw if isinstance(raw, dict) else {}
