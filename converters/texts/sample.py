@@ -15,7 +15,7 @@ import numpy as np
 from russet.converters.recipes.corpus import DESCRIPTION, HELD_OUT
 from russet.converters.recipes.source import Source, open_source
 from russet.converters.recipes.text import ENDS, HELD_OUT_EVERY, token_folder
-from russet.converters.texts.diversity import distinct, loops
+from russet.converters.texts.diversity import PIECE, before_loop, distinct
 from russet.converters.texts.lockstep import Lanes, make_draw
 from russet.converters.texts.lookup import Lookup
 from russet.converters.texts.openings import Openings, kinds_of
@@ -42,7 +42,7 @@ FEWEST_TOKENS = 16
 """Of a row, also of one that was cut when the time was over."""
 
 FEWEST_KEPT = 0.05
-"""A model most of whose rows loop has nothing to say at this temperature."""
+"""A model that says less before it goes round in circles has nothing to say at this temperature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class SampleSettings:
     chat: float = 0.5
     lookup: float = 0.0
     temperature: float = 1.0
-    min_p: float = 0.05
+    min_p: float = 0.01
     seconds: float = math.inf
     systems: tuple[str, ...] = ()
 
@@ -76,12 +76,16 @@ class SampleSettings:
 
 @dataclass(slots=True)
 class SampleReport:
-    """What was written, by kind: tokens, and how many different 4-grams there are among all. `dropped` rows looped."""
+    """What was written, by kind: tokens, and how many different 4-grams there are among all.
+
+    Of `rows` that were sampled, `cut` ones end where they began to go round in circles, and `dropped` ones did so soon.
+    """
 
     source: str
     tokens: dict[str, int] = field(default_factory=dict)
     distinct: dict[str, float] = field(default_factory=dict)
     rows: int = 0
+    cut: int = 0
     dropped: int = 0
     seconds: float = 0.0
     tokens_per_second: float = 0.0
@@ -117,7 +121,7 @@ def sample_text(
     report = SampleReport(src.name)
     if windows > looked_up:
         openings = Openings(tokenizer, template, (None, *settings.systems), source.config.vocab_size)
-        _Sampling(source, openings, settings, end).fill(rows, windows - looked_up, report, advance)
+        _Sampling(source, openings, settings, end).fill(rows, (windows - looked_up) * settings.length, report, advance)
     if passages is not None and looked_up:
         found = Passages(token_folder(passages, src), tokenizer, end)
         lookup = Lookup(found, tokenizer, template, end, settings.length)
@@ -132,7 +136,7 @@ def sample_text(
 
 
 class _Sampling:
-    """Rounds of rows from the model until there are enough of them that do not loop, or the time is over."""
+    """Rounds of rows from the model until there are enough tokens before loops, or the time is over."""
 
     def __init__(self, source: Source, openings: Openings, settings: SampleSettings, end: int) -> None:
         self._source, self._openings, self._settings, self._end = source, openings, settings, end
@@ -141,7 +145,7 @@ class _Sampling:
 
     def fill(self, rows: dict[str, list[np.ndarray]], wanted: int, report: SampleReport, advance: Advance) -> None:
         settings = self._settings
-        batch = min(settings.batch, wanted)
+        batch = min(settings.batch, math.ceil(wanted / settings.length))
         draw = make_draw(self._source.config.vocab_size, self._openings.special, settings.temperature, settings.min_p)
         dtype = self._source.dtype if on_gpu() else mx.float32
         lanes = Lanes(self._source, batch, settings.length, draw, dtype, min(batch, 2 if on_gpu() else 1))
@@ -163,21 +167,32 @@ class _Sampling:
             late = report.seconds >= settings.seconds
             if late and sampled.shape[1] < FEWEST_TOKENS:
                 break
-            looping = [loops(row) for row in sampled]
-            report.dropped += sum(looping)
-            for kind, row, loop in zip(kinds, sampled, looping, strict=True):
-                if not loop and kept < wanted:
-                    rows.setdefault(kind, []).append(row)
-                    kept += 1
-            if kept < FEWEST_KEPT * report.rows:
+            for kind, row in zip(kinds, sampled, strict=True):
+                part = self._before_loop(row, report)
+                if len(part) and kept < wanted:
+                    rows.setdefault(kind, []).append(part)
+                    kept += len(part)
+            if kept < FEWEST_KEPT * tokens:
                 raise TrainingDataError(
-                    f"{report.dropped} of {report.rows} rows that {report.source} wrote go round in circles; raise the "
-                    "temperature, lower min-p, or use another model."
+                    f"Of {tokens:,} tokens that {report.source} wrote {kept:,} came before it went round in circles; "
+                    "raise the temperature, lower min-p, or use another model."
                 )
             if late:
                 break
         if not kept:
             raise InvalidOptionError(f"In {settings.seconds} seconds no text was done; give more, or lower --batch.")
+
+    def _before_loop(self, row: np.ndarray, report: SampleReport) -> np.ndarray:
+        """A row as far as it is worth something, with the end-of-text token last."""
+        count = before_loop(row)
+        if count == len(row):
+            return row
+        if count < PIECE:
+            report.dropped += 1
+            return row[:0]
+        report.cut += 1
+        row[count - 1] = self._end
+        return row[:count]
 
 
 def _refuse_oversize(source: Source, settings: SampleSettings) -> None:
@@ -204,7 +219,9 @@ def _write(
     held_out: list[np.ndarray] = []
     total = sum(len(row) for found in rows.values() for row in found)
     with staged_folder(dst, total * dtype.itemsize) as folder, writing(folder):
-        for kind, found in rows.items():
+        for kind, parts in rows.items():
+            # Whole rows come first, so that windows of training are whole rows as far as these go.
+            found = sorted(parts, key=len, reverse=True)
             every = min(HELD_OUT_EVERY, max(2, len(found)))
             held_out += found[every - 1 :: every]
             _write_shards(folder, kind, [row for i, row in enumerate(found) if i % every != every - 1], end, dtype)

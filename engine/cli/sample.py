@@ -36,7 +36,7 @@ from russet.engine.cli.recipe import Tokens
 @click.option(
     "--min-p",
     type=click.FloatRange(0, 1),
-    default=0.05,
+    default=0.01,
     show_default=True,
     help="Drop tokens less likely than this share of the likeliest.",
 )
@@ -47,8 +47,8 @@ def command(src: str, dst: Path, passages: Path | None, as_json: bool, **given: 
     """Write text for recipes into the new folder DST: what the model SRC itself says.
 
     Plain text goes on from a random word, and chats from the beginning of the user's turn, so that the model asks and
-    answers. Rows that go round in circles are left out. Lookup text is put together from --passages: what is asked for
-    in it stands in it before. docs/recipes.md has what each kind is for.
+    answers. Rows are cut where they begin to go round in circles. Lookup text is put together from --passages: what is
+    asked for in it stands in it before. docs/recipes.md has what each kind is for.
     """
     from russet.converters.texts.sample import SampleReport, SampleSettings, sample_text
     from russet.models.download import resolve
@@ -62,4 +62,5 @@ def command(src: str, dst: Path, passages: Path | None, as_json: bool, **given: 
         return
     parts = ", ".join(f"{count:,} of {kind}" for kind, count in report.tokens.items())
     speed = f" at {report.tokens_per_second:,.0f} tokens/s" if report.rows else ""
-    click.echo(f"Wrote {dst}: tokens: {parts}; {report.dropped} of {report.rows} sampled rows left out{speed}.")
+    circles = f"of {report.rows} sampled rows {report.cut} were cut and {report.dropped} left out"
+    click.echo(f"Wrote {dst}: tokens: {parts}; {circles}{speed}.")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from russet.converters.recipes.corpus import Corpus
 from russet.converters.texts import sample as module
-from russet.converters.texts.diversity import distinct, loops
+from russet.converters.texts.diversity import before_loop, distinct
 from russet.converters.texts.openings import kinds_of
 from russet.converters.texts.sample import SampleReport, SampleSettings, sample_text
 from russet.engine.cli import main
@@ -36,7 +36,7 @@ def test_recipes_take_what_is_written(tiny_folder: Path, prose: Path, tmp_path: 
     assert sorted(path.name for path in dst.iterdir()) == [
         "chat_00.bin", "corpus.json", "lookup_00.bin", "plain_00.bin", "val.bin"
     ]  # fmt: skip
-    assert report.tokens == {"plain": 1400, "chat": 1400, "lookup": 2800} and not report.dropped
+    assert report.tokens == {"plain": 1400, "chat": 1400, "lookup": 2800} and not report.cut + report.dropped
     corpus = Corpus(dst, 700, 259, tiny_folder / "tokenizer.json")
     assert len(corpus.train) + len(corpus.held_out) == 8 and len(corpus.held_out) == 3
     for path in dst.glob("*.bin"):
@@ -77,13 +77,19 @@ def test_time_that_is_over_leaves_what_there_is(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_model_that_goes_round_in_circles(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "loops", lambda row: row[0] % 2 == 0)
-    report = sample(tiny_folder, tmp_path / "dst", chat=0.0)
-    assert report.tokens == {"plain": 640} and 0 < report.dropped < report.rows
-    assert all(path.stem == "corpus" or (ids_of(path)[:-1:64] % 2).all() for path in (tmp_path / "dst").iterdir())
-    monkeypatch.setattr(module, "loops", lambda row: True)
-    with pytest.raises(TrainingDataError, match="4 of 4 rows that tiny0 wrote go round in circles"):
+def test_rows_are_cut_where_they_begin_to_go_round_in_circles(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE", 16)
+    monkeypatch.setattr(module, "before_loop", lambda row: {0: 0, 1: 32, 2: len(row)}[int(row[0]) % 3])
+    report = sample(tiny_folder, tmp_path / "dst", chat=0.0, length=64)
+    assert report.cut and report.dropped and 640 <= report.tokens["plain"] < 640 + 64
+    ids = np.concatenate([ids_of(tmp_path / "dst" / "plain_00.bin")[:-1], ids_of(tmp_path / "dst" / "val.bin")[:-1]])
+    lengths = np.diff(np.flatnonzero(ids == END), prepend=-1)
+    begun = ids[np.concatenate([[0], np.cumsum(lengths)[:-1]])]
+    assert all(length == {1: 32, 2: 64}[begin % 3] for length, begin in zip(lengths, begun, strict=True))
+    monkeypatch.setattr(module, "before_loop", lambda row: 1)
+    with pytest.raises(TrainingDataError, match="Of 256 tokens that tiny0 wrote 0 came before"):
         sample(tiny_folder, tmp_path / "none")
 
 
@@ -106,8 +112,9 @@ def test_what_cannot_be_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
 def test_loops_and_n_grams() -> None:
     rng = np.random.default_rng(0)
     free, phrase = rng.integers(0, 40_000, 1024), rng.integers(0, 40_000, 12)
-    assert not loops(free) and loops(np.tile(phrase, 90)[:1024])
-    assert loops(np.concatenate([free[:768], np.tile(phrase, 30)[:256]])), "a row that ends in a loop"
+    assert before_loop(free) == 1024 and before_loop(free[:20]) == 20
+    assert before_loop(np.tile(phrase, 90)[:1024]) == 0 == before_loop(np.tile(phrase, 10))
+    assert 448 <= before_loop(np.concatenate([free[:600], np.tile(phrase, 40)[:424]])) <= 600
     assert distinct([free]) == 1 and distinct([free, free]) == 0.5
     assert distinct([np.tile(phrase, 2)]) == 12 / 21 and distinct([free[:3]]) == 0
 
@@ -124,4 +131,6 @@ def test_the_command(tiny_folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and report["tokens"] == {"plain": 256} and report["rows"] == 4
     arguments[2] = tmp_path / "more"
     text = CliRunner().invoke(main, [str(argument) for argument in arguments[:-1]]).stdout
-    assert text.startswith(f"Wrote {tmp_path / 'more'}: tokens: 256 of plain; 0 of 4 sampled rows left out at ")
+    assert text.startswith(
+        f"Wrote {tmp_path / 'more'}: tokens: 256 of plain; of 4 sampled rows 0 were cut and 0 left out at "
+    )
