@@ -20,7 +20,7 @@ from russet.models.config_file import read_config
 from russet.models.decoder import Block, Decoder, Norm
 from russet.models.families import family_of, read_decoder
 from russet.models.linear import Branches, Embedding, Linear, Weight, branches, linear
-from russet.models.norm import ReLUNorm, RMSNorm
+from russet.models.norm import ReLUNorm, RMSNorm, TrainedNorm
 from russet.models.sparse_ffn import down_projection, step_ffn
 from russet.models.sparsity import Sparsity, read_sparsity
 from russet.models.weights import Weights, WeightSource
@@ -188,7 +188,7 @@ class Builder:
         weight = self.weights.dense(role, self.dtype)
         if self.config.unit_offset_norm:
             weight = (weight.astype(mx.float32) + 1).astype(self.dtype)
-        return RMSNorm(weight, self.config.norm_eps)
+        return (TrainedNorm if self.traced else RMSNorm)(weight, self.config.norm_eps)
 
 
 def _one_product() -> bool:

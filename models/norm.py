@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import mlx.core as mx
 
 
@@ -16,6 +20,38 @@ class RMSNorm:
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+class TrainedNorm(RMSNorm):
+    """The same, with a gradient for its weight that is a matrix product.
+
+    MLX sums that gradient over all rows in a kernel which took a tenth of a training step of SmolLM2-135M on an H200.
+    """
+
+    __slots__ = ("_norm",)
+
+    def __init__(self, weight: mx.array, eps: float) -> None:
+        super().__init__(weight, eps)
+        self._norm = _trained(eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._norm(x, self.weight)
+
+
+@cache
+def _trained(eps: float) -> Callable[[mx.array, mx.array], mx.array]:
+    @mx.custom_function
+    def norm(x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, eps)
+
+    @norm.vjp  # type: ignore[reportFunctionMemberAccess]
+    def backward(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
+        x, weight = primals
+        (plain,), (by_x,) = mx.vjp(lambda x: mx.fast.rms_norm(x, None, eps), [x], [cotangent * weight])
+        products = (cotangent * plain).reshape(-1, x.shape[-1])
+        return by_x, (mx.ones((1, products.shape[0]), products.dtype) @ products).reshape(-1)
+
+    return norm
 
 
 class ReLUNorm:

@@ -50,7 +50,8 @@ class AdamW:
         """Parameters, moments and the gradients' norm after a step; `step` counts from 1."""
         # In one order whatever the order of `params`, which a checkpoint changes: the last bit of a sum depends on it.
         gradients = {name: gradients[name].astype(mx.float32) for name in sorted(gradients)}
-        norm = mx.sqrt(sum((mx.square(gradient).sum() for gradient in gradients.values()), mx.array(0.0)))
+        # One long row: a sum an array would be two launches each, which a GPU's host cannot keep up with.
+        norm = mx.sqrt(mx.square(mx.concatenate([gradient.reshape(-1) for gradient in gradients.values()])).sum())
         shrink = mx.minimum(1.0, self.clip / (norm + 1e-6))
         unbias_first = 1 / (1 - mx.power(self.first, step))
         unbias_second = 1 / (1 - mx.power(self.second, step))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -68,3 +70,17 @@ def test_norms_and_biases_do_not_decay(name: str) -> None:
     recipe = recipe_class(name)()
     assert not any(recipe.treatment(kept).decays for kept in ("norm", "layers.0.attn_norm", "layers.3.q.bias"))
     assert recipe.treatment("layers.0.q").decays
+
+
+def test_gradients_are_shrunk_to_the_largest_norm_together():
+    params = {"a": mx.zeros((2, 2)), "b": mx.zeros((3,))}
+    gradients = {"a": mx.full((2, 2), 3.0), "b": mx.full((3,), 4.0)}
+    zeros = {name: mx.zeros_like(array) for name, array in params.items()}
+    adam = AdamW(first=0.5, decay=0.0, clip=1.0)
+    _, moments, norm = adam.update(
+        (zeros, zeros), params, gradients, mx.array(1e-3), mx.array(1.0), lambda _: Treatment()
+    )
+    length = math.sqrt(4 * 9 + 3 * 16)
+    assert norm.item() == pytest.approx(length)
+    assert moments[0]["a"][0, 0].item() == pytest.approx(0.5 * 3 / length, rel=1e-4)
+    assert moments[0]["b"][0].item() == pytest.approx(0.5 * 4 / length, rel=1e-4)
