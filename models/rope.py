@@ -1,7 +1,7 @@
 """Rotary position embedding at explicit positions: contiguous, with gaps, or fractional.
 
-Contiguous positions on a GPU go through MLX's fused operation. Everything else multiplies by cosines and sines that are
-made once a pass and shared by all layers, which on a CPU is also the faster way.
+Whole positions on a GPU go through MLX's fused operation. Everything else multiplies by cosines and sines that are made
+once a pass and shared by all layers, which on a CPU is also the faster way.
 """
 
 from __future__ import annotations
@@ -71,14 +71,16 @@ class Rotary:
         self._last: tuple[np.ndarray, Rotate] | None = None
 
     def at(self, positions: Positions, rows: int, fused: bool) -> Rotate:
-        """The rotation of `rows` rows at `positions`; `fused` uses MLX's operation where positions are contiguous."""
+        """The rotation of `rows` rows at `positions`; `fused` uses MLX's operation where positions are whole."""
         if fused and isinstance(positions, int):
             return self._fused(positions)
         if isinstance(positions, int):
             return self._tabled(np.outer(np.arange(positions, positions + rows), self._inverse))
         # Rows that are stored layer by layer come with one array of positions.
         if self._last is None or self._last[0] is not positions:
-            self._last = positions, self._tabled(np.outer(positions, self._inverse))
+            whole = fused and bool((positions == np.floor(positions)).all())
+            made = self._with_gaps(positions) if whole else self._tabled(np.outer(positions, self._inverse))
+            self._last = positions, made
         return self._last[1]
 
     def table(self, start: int, rows: int) -> np.ndarray:
@@ -86,7 +88,8 @@ class Rotary:
         angles = np.outer(np.arange(start, start + rows), self._inverse)
         return (np.stack([np.cos(angles), np.sin(angles)], axis=1) * self._amplitude).astype(np.float32)
 
-    def _fused(self, start: int) -> Rotate:
+    def _fused(self, start: int | mx.array) -> Rotate:
+        """From `start` on, or each sequence of the batch from its own number in `start`."""
         rope = self.rope
 
         def rotate(x: mx.array) -> mx.array:
@@ -95,6 +98,23 @@ class Rotary:
             return mx.fast.rope(
                 x, rope.dims, traditional=rope.interleaved, base=None, scale=1.0, offset=start, freqs=self._periods
             )
+
+        return rotate
+
+    def _with_gaps(self, positions: np.ndarray) -> Rotate:
+        """Rows of one sequence as sequences of one row, which the fused operation takes at a position each.
+
+        Tables for 16384 rows cost a host some 20 ms, while the GPU waits.
+        """
+        turn = self._fused(mx.array(positions.astype(np.int32)))
+
+        def rotate(x: mx.array) -> mx.array:
+            batch, heads, rows, dim = x.shape
+            by_row = x.transpose(2, 1, 0, 3)
+            if batch == 1:
+                return turn(by_row).transpose(2, 1, 0, 3)
+            turned = turn(by_row.reshape(rows, heads * batch, 1, dim))
+            return turned.reshape(rows, heads, batch, dim).transpose(2, 1, 0, 3)
 
         return rotate
 

@@ -90,7 +90,7 @@ class LazyLLM:
                 dropped = np.setdiff1d(np.arange(len(rows)), going_on, assume_unique=True)
                 aux.put(boundary, _rows(h, dropped), rows[dropped])
             h, rows, layer = _rows(h, going_on), rows[going_on], boundary
-            mx.eval(h, aux.arrays())
+            mx.async_eval(h, aux.arrays())
         logits = self._finish(decoder, h, layer, rows, cache)
         writer = decoder.config.last_writer
         work.layer_tokens += [len(rows)] * (writer - layer) + [1] * (len(decoder.blocks) - writer)

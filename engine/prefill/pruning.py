@@ -122,8 +122,11 @@ def select(scores: np.ndarray, count: int, first: int, last: int) -> np.ndarray:
     ranked[:first] = np.inf
     ranked[max(0, n - last) :] = np.inf
     count = min(n, max(count, min(n, first + last)))
-    order = np.argsort(ranked, kind="stable")
-    return np.sort(order[n - count :])
+    # Partition is linear; a GPU waits for this.
+    lowest = np.partition(ranked, n - count)[n - count]
+    above, level = ranked > lowest, np.flatnonzero(ranked == lowest)
+    above[level[len(level) - (count - int(above.sum())) :]] = True
+    return np.flatnonzero(above)
 
 
 def _layer(depth: float, layers: int) -> int:
