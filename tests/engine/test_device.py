@@ -13,16 +13,19 @@ from russet.engine.prefill.exact import Exact
 
 
 @pytest.mark.parametrize(
-    ("gpu", "memory", "packed", "rows"),
+    ("gpu", "cuda", "memory", "packed", "rows"),
     [
-        (False, 80e9, True, 512),
-        (True, 80e9, True, 4096),
-        (True, 80e9, False, 2048),
-        (True, 16e9, True, 2048),
+        (False, False, 80e9, True, 512),
+        (True, False, 80e9, True, 4096),
+        (True, False, 80e9, False, 2048),
+        (True, False, 16e9, True, 2048),
+        (True, True, 80e9, False, 8192),
+        (True, True, 40e9, False, 2048),
     ],
 )
-def test_a_chunk_is_larger_where_weights_are_expanded_and_memory_is_ample(monkeypatch, gpu, memory, packed, rows):
+def test_a_chunk_is_larger_where_memory_is_ample(monkeypatch, gpu, cuda, memory, packed, rows):
     monkeypatch.setattr(device, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(device.mx.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(device, "memory_bytes", lambda: int(memory))
     assert prefill_chunk(packed) == rows
 
