@@ -81,7 +81,7 @@ def test_ctrl_c_shows_what_was_finished(
         (("--data", "nowhere"), 1, "nowhere is not a folder"),
         (("--data", ".", "--json", "no/such/x.json"), 1, "cannot be written"),
         (("--data", ".", "--plot", "no/such/x.png"), 1, "cannot be written"),
-        (("--from", "nowhere.json"), 1, "nowhere.json cannot be read as JSON"),
+        (("--from", "nowhere.json"), 1, "nowhere.json cannot be read (No such file or directory)"),
     ],
 )
 def test_wrong_usage(

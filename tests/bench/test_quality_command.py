@@ -123,7 +123,7 @@ def test_missing_data_stop_all_before_anything_is_computed(
         (("--data", ".", "--tasks", "piqa,,squad"), 2, "empty name"),
         (("--data", ".", "--prefill", "lazylm"), 1, "did you mean lazyllm"),
         (("--data", ".", "--json", "no/such/x.json"), 1, "cannot be written"),
-        (("--from", "nowhere.json"), 1, "nowhere.json cannot be read as JSON"),
+        (("--from", "nowhere.json"), 1, "nowhere.json cannot be read (No such file or directory)"),
     ],
 )
 def test_wrong_usage(

@@ -174,7 +174,7 @@ def test_cold_starts_of_real_processes(bench: Callable[..., Result]) -> None:
         (("--gguf", "x.gguf"), 2, "--gguf belongs to --peer llama.cpp"),
         (("--peer", "llama.cpp", "--gguf", "nowhere.gguf"), 1, "nowhere.gguf is no file"),
         (("--quality", "x.json"), 2, "--quality belongs to --plot"),
-        (("--from", "nowhere.json"), 1, "nowhere.json cannot be read as JSON"),
+        (("--from", "nowhere.json"), 1, "nowhere.json cannot be read (No such file or directory)"),
         (("--json", "no/such/folder/x.json"), 1, "cannot be written"),
         (("--repeat", "0"), 2, "x>=1"),
     ],
