@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import click
 
 from russet.engine.cli.recipe import Tokens
+from russet.engine.cli.training import EVERY_S
+from russet.engine.timing import now
 
 
 @click.command()
@@ -54,9 +58,8 @@ def command(src: str, dst: Path, passages: Path | None, as_json: bool, **given: 
     from russet.models.download import resolve
 
     settings = SampleSettings(**{name: value for name, value in given.items() if value is not None})
-    bar = click.progressbar(length=settings.tokens, label="Tokens", file=sys.stderr)
-    with bar:
-        report: SampleReport = sample_text(Path(resolve(src)), dst, settings, passages, bar.update)
+    with _shown(settings.tokens) as advance:
+        report: SampleReport = sample_text(Path(resolve(src)), dst, settings, passages, advance)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
@@ -64,3 +67,23 @@ def command(src: str, dst: Path, passages: Path | None, as_json: bool, **given: 
     speed = f" at {report.tokens_per_second:,.0f} tokens/s" if report.rows else ""
     circles = f"of {report.rows} sampled rows {report.cut} were cut and {report.dropped} left out"
     click.echo(f"Wrote {dst}: tokens: {parts}; {circles}{speed}.")
+
+
+@contextmanager
+def _shown(tokens: int) -> Iterator[Callable[[int], None]]:
+    """How far it is, on standard error: a bar on a terminal, otherwise a line each quarter of a minute."""
+    if sys.stderr.isatty():
+        with click.progressbar(length=tokens, label="Tokens", file=sys.stderr) as bar:
+            yield bar.update
+        return
+    begun = said = now()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal said, done
+        done += count
+        if now() - said >= EVERY_S:
+            said = now()
+            click.echo(f"russet: {done:,} tokens, {done / (said - begun):,.0f} tokens/s", err=True)
+
+    yield advance

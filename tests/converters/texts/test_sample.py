@@ -124,10 +124,12 @@ def test_kinds_are_spread_evenly() -> None:
     assert set(kinds_of(3, 0.0)) == {"plain"} and set(kinds_of(3, 1.0)) == {"chat"}
 
 
-def test_the_command(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_command(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("russet.engine.cli.sample.EVERY_S", 0)
     arguments = ["sample", tiny_folder, tmp_path / "dst", "--tokens", "256", "--length", "64", "--chat", "0", "--json"]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     report = json.loads(result.stdout)
+    assert result.stderr.startswith("russet: 4 tokens, ") and "russet: 256 tokens, " in result.stderr
     assert result.exit_code == 0 and report["tokens"] == {"plain": 256} and report["rows"] == 4
     arguments[2] = tmp_path / "more"
     text = CliRunner().invoke(main, [str(argument) for argument in arguments[:-1]]).stdout
