@@ -1,8 +1,9 @@
 """Lookup text: windows in which what is asked for stands in the text before, so that a model has to find it there.
 
-Three kinds of items: a passage of which sentences are cited again; a list of keys and values some of which are asked
-for; and a chat about a passage, in the model's template, whose answers are words or sentences copied from it. Nothing
-is sampled from a model: distilled on these windows, a student learns where its teacher looks.
+Four kinds of items: a passage of which sentences are cited again; a list of keys and values some of which are asked
+for; a passage with questions and answers behind it, as plain text; and a chat about a passage, in the model's template.
+Answers are words or sentences copied from the passage. Nothing is sampled from a model: distilled on these windows, a
+student learns where its teacher looks.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from itertools import pairwise
 
 import numpy as np
 
+from russet.converters.texts import questions
 from russet.converters.texts.passages import Passages
 from russet.engine.chat_template import ChatTemplate
 from russet.engine.errors import TrainingDataError
 from russet.engine.tokenizer.base import Tokenizer
 
-SHARES = {"cite": 0.3, "pairs": 0.2, "chat": 0.5}
+SHARES = {"cite": 0.2, "pairs": 0.2, "read": 0.2, "chat": 0.4}
+BY_RULE = 0.5
+"""How often a question is one of questions.py, where a sentence has one."""
+
 PIECES = ((1, 0.5), (2, 0.35), (3, 0.15))
 """How many items a window holds, and how often: answers are far and near."""
 
@@ -100,6 +105,7 @@ class Lookup:
         self._kinds: dict[str, Callable[[int, np.random.Generator], list[int]]] = {
             "cite": self._cite,
             "pairs": self._pairs,
+            "read": self._read,
         }
         if template is not None:
             self._kinds["chat"] = self._chat
@@ -122,6 +128,15 @@ class Lookup:
         cue = str(rng.choice(_CUES))
         return self._asked_of(
             [], lambda asked: "\n\n" + "\n".join(cue.format(item.sentence) for item in asked), room, rng
+        )
+
+    def _read(self, room: int, rng: np.random.Generator) -> list[int]:
+        """A passage, and questions and answers about it, as reading tests print them."""
+        return self._asked_of(
+            self._ids("Background: "),
+            lambda asked: "".join(f"\n\nQuestion: {item.question}\n\nAnswer: {item.answer}" for item in asked),
+            room,
+            rng,
         )
 
     def _chat(self, room: int, rng: np.random.Generator) -> list[int]:
@@ -181,6 +196,8 @@ class Lookup:
 def _question(sentences: list[str], at: int, rng: np.random.Generator) -> Asked:
     """Something that a sentence of a passage answers."""
     sentence = sentences[at]
+    if rng.random() < BY_RULE and (found := questions.asked(sentence, rng)) is not None:
+        return Asked(sentence, *found)
     words = sentence.split()
     kind = rng.integers(4)
     if kind == 0:

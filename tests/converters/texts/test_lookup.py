@@ -35,7 +35,7 @@ def items_of(lookup: Lookup, tokenizer: Tokenizer, count: int) -> list[str]:
 
 
 def test_answers_stand_in_the_text_before(lookup: Lookup, tokenizer: Tokenizer) -> None:
-    chats = cited = listed = 0
+    chats = cited = listed = read = 0
     for item in items_of(lookup, tokenizer, 120):
         if "<|im_start|>assistant" in item:
             assert item.startswith("<|im_start|>user\n") and item.endswith("<|im_end|>\n")
@@ -45,10 +45,14 @@ def test_answers_stand_in_the_text_before(lookup: Lookup, tokenizer: Tokenizer) 
         elif pairs := re.findall(r"^print\((\w+)\)  # (.*)$", item, re.MULTILINE):
             assert all(f"\n{key} = {value}\n" in item for key, value in pairs), item
             listed += len(pairs)
+        elif item.startswith("Background: "):
+            *_, last = re.finditer(r"\n\nQuestion: .*?\n\nAnswer: (.*?)(?=\n\nQuestion: |$)", item, re.DOTALL)
+            assert last[1] in item[: last.start()], item
+            read += 1
         elif found := re.search(r'As the text above says, "(.*?)"$', item, re.MULTILINE):
             assert found[1] in item[: found.start()]
             cited += 1
-    assert chats > 30 and cited and listed
+    assert chats > 30 and cited and listed and read
 
 
 def test_windows_differ_and_a_seed_decides(lookup: Lookup) -> None:
