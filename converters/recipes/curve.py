@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from russet.engine.errors import MissingDependencyError
+from russet.engine.errors import CheckpointError, MissingDependencyError
 from russet.engine.storage import writing
 
 WINDOW = 20
@@ -21,11 +21,17 @@ class Curve:
 
     @classmethod
     def read(cls, path: Path, steps: int) -> Curve:
-        """The first `steps` rows of a CSV; none where there is no file."""
+        """The first `steps` rows of a CSV; none where there is no file. Raises CheckpointError for a damaged one."""
         curve = cls()
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                curve.rows = [{name: float(x) for name, x in row.items() if x} for row in csv.DictReader(file)][:steps]
+            try:
+                with path.open(encoding="utf-8", newline="") as file:
+                    rows = [{name: float(x) for name, x in row.items() if x} for row in csv.DictReader(file)]
+                if any("step" not in row or "seconds" not in row for row in rows):
+                    raise ValueError("a row without its step and seconds")
+            except (OSError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{path} is no curve of a recipe ({error}); delete it and resume.") from error
+            curve.rows = rows[:steps]
         return curve
 
     def add(self, step: int, tokens: int, seconds: float, terms: dict[str, float]) -> None:
@@ -43,9 +49,12 @@ class Curve:
     def save(self, path: Path) -> None:
         """Write the CSV beside `path` and put it in its place. Raises StorageError."""
         partial = path.with_name(f".{path.name}.partial")
-        with writing(path):
-            partial.write_text(self.text(), encoding="utf-8")
-            partial.replace(path)
+        try:
+            with writing(path):
+                partial.write_text(self.text(), encoding="utf-8")
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def plot(self, path: Path, title: str) -> None:
         """Draw the loss and its terms against tokens. Raises MissingDependencyError without matplotlib."""

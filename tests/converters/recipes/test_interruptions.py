@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -11,13 +12,16 @@ from pathlib import Path
 import pytest
 
 from russet.converters.recipes.base import Objective
+from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.kv_predictor import PredictorOptions
 from russet.converters.recipes.run import Evaluation, Run
 from russet.engine.errors import (
     BenchmarkDataError,
+    CheckpointError,
     InvalidOptionError,
     OutputExistsError,
     RussetError,
+    StorageError,
     TrainingDataError,
     TrainingError,
 )
@@ -70,6 +74,36 @@ def test_a_result_is_the_same_file_whether_it_was_interrupted_or_not(make_run: M
     make_run("relufy", steps=4, dst=tmp_path / "cut", resume=True)()
     files = [tmp_path / name / "model.safetensors" for name in ("dst", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("text", ["step,tokens,seconds,loss\n1,64,x,2\n", "loss\n2\n", "step,seconds\n1,2,3\n"])
+def test_a_damaged_curve_is_named_and_can_be_done_without(make_run: MakeRun, text: str) -> None:
+    run = make_run("control", steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(2))
+    (run.folder / "curve.csv").write_text(text)
+    with pytest.raises(CheckpointError, match=r"curve\.csv is no curve of a recipe"):
+        make_run("control", steps=4, resume=True)()
+    (run.folder / "curve.csv").unlink()
+    assert make_run("control", steps=4, resume=True)().steps == 4
+
+
+def test_a_curve_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = Curve()
+    curve.add(1, 64, 0.5, {"loss": 2.0})
+    curve.save(tmp_path / "curve.csv")
+    before = (tmp_path / "curve.csv").read_text()
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    curve.add(2, 128, 1.0, {"loss": 1.0})
+    with pytest.raises(StorageError, match="is full"):
+        curve.save(tmp_path / "curve.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.csv"]
+    assert (tmp_path / "curve.csv").read_text() == before
 
 
 def test_the_setting_that_differs_is_named_alone(make_run: MakeRun) -> None:
