@@ -18,6 +18,10 @@ from russet.engine.prefill.pruning import select
 from russet.models.decoder import Decoder, Probe
 from russet.models.rope import contiguous
 
+SINK = 1
+"""Tokens at the start that the base computes: the first takes the attention that finds nothing else, and linear maps
+that serve all other tokens serve it badly."""
+
 TAIL = 8
 """Tokens at the end of a prompt that the base computes, where it computes more than the last one."""
 
@@ -72,7 +76,7 @@ def fill(
     if ranking:
         tail = min(count, max(TAIL, prompt.tail))
         scores = score(scorer, common, watch, count, everything, base, cache)
-        chosen = select(scores, max(tail, round(keep * count)), 0, tail)
+        chosen = select(scores, max(tail, round(keep * count)), SINK, tail)
     rest = np.setdiff1d(np.arange(count), chosen, assume_unique=True)
     # Behind the last of these the auxiliary need not run.
     through = h[:, : rest[-1] + 1 if len(rest) else 0]
