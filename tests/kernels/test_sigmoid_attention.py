@@ -70,6 +70,7 @@ def test_two_buffers_wait_for_each_other(chosen):
     ("shape", "parts"),
     [
         ((3, 1, 1, 45, 64, F16, None, 2), 1),
+        ((6, 3, 1, 45, 64, F16, None, 1), 1),  # several heads for each of several key heads
         ((2, 2, 1, 301, 128, BF16, -3.0, 1), 4),  # parts of unequal size
         ((8, 1, 1, 130, 96, F32, None, 1), 2),
         ((1, 1, 1, 3, 256, F16, None, 1), 1),
