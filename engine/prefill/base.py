@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
 
+from russet.engine.errors import InvalidOptionError
+
 
 @dataclass(frozen=True, slots=True)
 class Segments:
@@ -120,6 +122,11 @@ class Prepared(Protocol):
 
 
 def prepare(prefill: Prefill, decoder: Any) -> None:
-    """Load what a strategy brings, so that the wait for the first token is prefill and nothing else."""
+    """Load what a strategy brings, so that the wait for the first token is prefill and nothing else.
+
+    Raises InvalidOptionError for what is no strategy, such as the name of one.
+    """
+    if isinstance(prefill, type) or not callable(prefill):
+        raise InvalidOptionError(f"prefill is {prefill!r}; it must be an object such as russet.LazyLLM().")
     if isinstance(prefill, Prepared):
         prefill.prepare(decoder)

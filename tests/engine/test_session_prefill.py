@@ -12,7 +12,9 @@ import pytest
 import russet
 from russet.engine.prefill.base import Prefill
 from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.importance import LastRow
 from russet.engine.prefill.lazyllm import LazyLLM
+from russet.engine.prefill.pruning import Staged
 from russet.engine.prefill.specprefill import SpecPrefill
 
 OPTIONS: dict[str, Any] = {"max_tokens": 5, "logit_bias": {258: -1e9}}
@@ -125,3 +127,18 @@ def test_a_lossy_session_leaves_nothing_in_the_prefix_cache(tiny_folder: Path, t
     model = russet.load(tiny_folder, prefix_cache=tmp_path / "prefixes")
     model.session(prefill=LazyLLM(0.3), **OPTIONS).respond(LONG * 2)
     assert not (tmp_path / "prefixes").exists()
+
+
+@pytest.mark.parametrize("prefill", ["lazyllm", LazyLLM, 0.3])
+def test_what_is_no_strategy_is_told(tiny_model: russet.Model, prefill: Any) -> None:
+    for ask in (lambda: tiny_model.generate(LONG, prefill=prefill), lambda: tiny_model.session(prefill=prefill)):
+        with pytest.raises(russet.RussetError, match=r"it must be an object such as russet\.LazyLLM\(\)"):
+            ask()
+
+
+def test_a_schedule_and_a_scorer_of_ones_own_serve(tiny_model: russet.Model) -> None:
+    """As docs/prefill.md names them."""
+    strategy = russet.LazyLLM(schedule=Staged({0.34: 0.5}), scorer=LastRow())
+    reply = tiny_model.generate(LONG, prefill=strategy, max_tokens=2)
+    assert reply.strategy == "lazyllm"
+    assert reply.layer_tokens[0] == reply.prompt_tokens and reply.layer_tokens[1] == round(reply.prompt_tokens / 2)
