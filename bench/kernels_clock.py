@@ -8,7 +8,6 @@ MLX spends on the host to launch a kernel bounds the result from below: a profil
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from functools import partial
 import mlx.core as mx
 
 from russet.bench.stats import Summary
+from russet.engine.timing import now
 from russet.kernels.base import Kernel
 
 # Larger than the last-level cache of any device in reach, so that weights come from memory.
@@ -125,7 +125,7 @@ def _note(side: Side) -> str:
 def _seconds(calls: Sequence[Call]) -> float:
     results = [call() for call in calls]
     mx.synchronize()
-    start = time.perf_counter()
+    start = now()
     mx.eval(results)
     mx.synchronize()
-    return time.perf_counter() - start
+    return now() - start

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from russet.engine.machine import cpu_name, gpu_cores
 from russet.engine.paths import cache_root, documents_dir, prefixes_dir
 from russet.engine.storage import folder_bytes, readable_bytes
+from russet.engine.timing import now
 
 if TYPE_CHECKING:
     from russet.kernels.report import Report
@@ -225,9 +225,9 @@ def _seconds(work: Callable[[], None]) -> float:
     work()
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = now()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return min(times)
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from russet.engine.timing import now
 from russet.kernels.backend import Backend, backend
 from russet.kernels.base import Check, Kernel
 from russet.kernels.registry import kernels
@@ -45,11 +45,11 @@ class Checked:
 def check_all(found: Iterable[Kernel], target: Backend) -> Iterator[Checked]:
     """Every kernel's variants, one kernel after the other; a failure does not stop the rest."""
     for kernel in found:
-        started = time.perf_counter()
+        started = now()
         checks = {
             check.variant: check for check in (kernel.check(inputs, target) for inputs in kernel.examples(target))
         }
-        yield Checked(kernel.name, tuple(checks.values()), time.perf_counter() - started)
+        yield Checked(kernel.name, tuple(checks.values()), now() - started)
 
 
 def main(arguments: list[str] | None = None) -> None:

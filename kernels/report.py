@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from russet.engine.timing import now
 from russet.kernels.backend import Backend, backend
 from russet.kernels.base import Check, Kernel, made, mode, variant_name
 from russet.kernels.registry import SIMULATED, kernels
@@ -87,8 +87,8 @@ def seconds(call: Callable[[], mx.array]) -> float:
     for _ in range(1 + _ROUNDS):
         results = [call() for _ in range(_CALLS)]
         mx.synchronize()
-        start = time.perf_counter()
+        start = now()
         mx.eval(results)
         mx.synchronize()
-        times.append((time.perf_counter() - start) / _CALLS)
+        times.append((now() - start) / _CALLS)
     return min(times[1:])

@@ -7,7 +7,6 @@ measured once for each device and kind of matrix.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from russet.engine.device import on_gpu
+from russet.engine.timing import now
 from russet.kernels.base import mode
 from russet.models.crossovers import Crossovers, Kind, device_key
 
@@ -104,7 +104,7 @@ def _trial(weight: Affine, dtype: mx.Dtype, weights: int) -> Trial:
     return trial
 
 
-def shortest(works: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
+def shortest(works: Sequence[Callable[[], object]], clock: Callable[[], float] = now) -> list[float]:
     """The shortest seconds of each, after one run that does not count: other programs can only lengthen it.
 
     They run by turns, at least twice and then for about 10 ms, so that a change of the device's speed meets them all.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from russet.engine.cli.bench_output import check_writable, listener, write_json
 from russet.engine.cli.options import load_model
+from russet.engine.timing import now
 
 if TYPE_CHECKING:
     from russet.bench.gate import Level
@@ -41,10 +41,10 @@ def check_gate(
     unknown = [name for name in chosen if recorded and name not in recorded]
     if unknown:
         raise GateError(f"No level is recorded for {unknown[0]}; there are levels for {', '.join(recorded)}.")
-    started = time.perf_counter()
+    started = now()
     with tempfile.TemporaryDirectory() as documents, listener() as listen:
         measured = gate.measure(loaded, contenders(chosen, Path(documents), draft), listen)
-    seconds = time.perf_counter() - started
+    seconds = now() - started
     if record:
         recorded = gate_levels.record(measured, sha256, loaded.name, others=bool(names))
     stamps = {"model": loaded.name, "sha256": sha256, "environment": environment(), "seconds": seconds}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from russet.engine.cli.console import printable
+from russet.engine.timing import now
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,16 +81,16 @@ class MarkdownView:
         from russet.engine.cli.markdown import finished_blocks, split_blocks
 
         self._pending += printable(text)
-        now = time.monotonic()
-        if now < self._next_draw:
+        begun = now()
+        if begun < self._next_draw:
             return
         done, self._pending = finished_blocks(self._pending, self._previous)
         done_rows = self._render(done)
         self._previous = done[-1] if done else self._previous
         live_rows = self._render(split_blocks(self._pending, self._previous))
         self._paint(done_rows, live_rows[-max(1, self._console.height - 2) :])
-        spent = time.monotonic() - now
-        self._next_draw = now + max(self.MIN_INTERVAL_S, spent * self.REST)
+        spent = now() - begun
+        self._next_draw = begun + max(self.MIN_INTERVAL_S, spent * self.REST)
 
     def finish(self) -> None:
         from russet.engine.cli.markdown import split_blocks
