@@ -89,7 +89,7 @@ def test_standard_input_is_left_alone_without_a_dash(cli) -> None:
             ["--prefill", "quick"],
             "'quick' is not one of 'exact', 'lazyllm', 'kv-prediction', 'specprefill', 'superposi",
         ),
-        (["--keep", "0.5"], "--keep goes with --prefill lazyllm or --prefill specprefill or --prefill superposition"),
+        (["--keep", "0.5"], "--keep goes with --prefill lazyllm or --prefill kv-prediction"),
         (["--prefill", "lazyllm", "--keep", "0"], "keep is 0.0; it is a share of the prompt"),
         (["--prefill", "lazyllm", "--keep", "1.5"], "keep is 1.5; it is a share of the prompt"),
         (["--prefill", "lazyllm", "--draft", "m"], "--draft goes with --prefill specprefill, not with lazyllm"),
