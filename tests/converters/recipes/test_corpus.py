@@ -32,6 +32,16 @@ def test_the_seed_and_the_step_decide_a_batch(data: Path, vocab_size: int) -> No
     assert np.array_equal(batch.tokens[:, 1:], batch.labels[:, :-1])
 
 
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_other_ids_are_other_text(data: Path, vocab_size: int, place: int) -> None:
+    before = Corpus(data, 16, vocab_size).fingerprint()
+    assert Corpus(data, 16, vocab_size).fingerprint() == before
+    ids = np.fromfile(data / "train_01.bin", dtype="<u2")
+    ids[place] ^= 1
+    ids.tofile(data / "train_01.bin")
+    assert Corpus(data, 16, vocab_size).fingerprint() != before
+
+
 def test_no_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingDataError, match=r"neither token ids \(\*\.bin"):
         Corpus(tmp_path, 16, 100)
