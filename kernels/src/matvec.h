@@ -53,7 +53,8 @@ template <typename T> inline void load_four(const device T* from, thread float* 
 template <int BITS> inline float raised(uint word, int j) {
   const int up = 23 - BITS - BITS * j;
   const uint mask = ((1u << BITS) - 1u) << (23 - BITS);
-  return as_type<float>(((up >= 0 ? word << (up >= 0 ? up : 0) : word >> (up >= 0 ? 0 : -up)) & mask) | 0x3F800000u);
+  const uint moved = up >= 0 ? word << (up >= 0 ? up : 0) : word >> (up >= 0 ? 0 : -up);
+  return as_type<float>(keep_and_set(moved, mask, 0x3F800000u));
 }
 
 // Where the parts of a sheet of N rows begin, in words.
@@ -72,17 +73,17 @@ template <typename T, int BITS, int G, int BALANCED, int BIAS> inline sheet_part
   return parts;
 }
 
-// A lane's chunks of COUNT rows, as read.
-template <int BITS, int COUNT> struct chunk_rows {
+// A lane's chunks of COUNT rows, as read: a conversion would wait for what is on its way.
+template <typename T, int BITS, int COUNT> struct chunk_rows {
   word_run<packing<BITS>::RUN> run[COUNT][packing<BITS>::WORDS / packing<BITS>::RUN];
-  float scale[COUNT], offset[COUNT];
+  T scale[COUNT], offset[COUNT];
 };
 
 // Read chunk `at` of COUNT rows of w [N, K], or the last one if that is past the end. G weights share a scale and an
 // offset, with G of 0 a whole row does; BALANCED weights are (q - 1.5) scale and have no offsets, dense ones no scales.
 template <typename T, int BITS, int G, int BALANCED, int COUNT>
 inline void fetch(const device uint* w, const device T* scales, const device T* offsets, uint k, uint at,
-                  thread const uint* row, thread chunk_rows<BITS, COUNT>& rows) {
+                  thread const uint* row, thread chunk_rows<T, BITS, COUNT>& rows) {
   constexpr int RUN = packing<BITS>::RUN, WORDS = packing<BITS>::WORDS;
   const uint last = k / uint(packing<BITS>::CHUNK) - 1u;
   at = at < last ? at : last;
@@ -93,8 +94,8 @@ inline void fetch(const device uint* w, const device T* scales, const device T* 
     for (int i = 0; i < WORDS / RUN; i++) load_words(from + i * RUN, rows.run[o][i]);
     if (BITS < 16) {
       const uint size = G == 0 ? k : uint(G), group = row[o] * (k / size) + at * uint(packing<BITS>::CHUNK) / size;
-      rows.scale[o] = float(scales[group]);
-      rows.offset[o] = BALANCED ? -1.5f * rows.scale[o] : float(offsets[group]);
+      rows.scale[o] = scales[group];
+      if (!BALANCED) rows.offset[o] = offsets[group];
     }
   }
 }
@@ -125,8 +126,8 @@ template <typename T> struct word_dot<T, 16> : dense_dot<T> {};
 template <typename T> struct word_dot<T, 32> : dense_dot<T> {};
 
 // Add the products of a lane's chunks with the numbers that wait for the lane.
-template <typename T, int BITS, int COUNT>
-inline void multiply(thread const chunk_rows<BITS, COUNT>& rows, TG(float) waiting, thread float* sum) {
+template <typename T, int BITS, int BALANCED, int COUNT>
+inline void multiply(thread const chunk_rows<T, BITS, COUNT>& rows, TG(float) waiting, thread float* sum) {
   constexpr int CHUNK = packing<BITS>::CHUNK, RUN = packing<BITS>::RUN;
   float x[CHUNK], total = 0.0f;
 #pragma unroll
@@ -144,7 +145,9 @@ inline void multiply(thread const chunk_rows<BITS, COUNT>& rows, TG(float) waiti
 #pragma unroll
     for (int i = 0; i < packing<BITS>::WORDS; i++)
       product += word_dot<T, BITS>::dot(rows.run[o][i / RUN].word[i % RUN], x + i * (32 / BITS));
-    sum[o] += word_dot<T, BITS>::finish(product, total, rows.scale[o], rows.offset[o]);
+    const float scale = BITS < 16 ? float(rows.scale[o]) : 0.0f;
+    const float offset = BITS >= 16 ? 0.0f : BALANCED ? -1.5f * scale : float(rows.offset[o]);
+    sum[o] += word_dot<T, BITS>::finish(product, total, scale, offset);
   }
 }
 
@@ -157,15 +160,15 @@ template <int BITS, int STAGES> inline uint stage_blocks(uint left) {
 // Add the products of COUNT rows with `blocks` blocks of x, those from `start` on, that wait. `rows` holds the first of
 // their chunks when it comes in, and the one after them when it goes out: the next chunk is always on its way.
 template <typename T, int BITS, int G, int BALANCED, int COUNT>
-inline void multiply_stage(thread chunk_rows<BITS, COUNT>& rows, const device uint* w, const device T* scales,
+inline void multiply_stage(thread chunk_rows<T, BITS, COUNT>& rows, const device uint* w, const device T* scales,
                            const device T* offsets, uint k, uint start, uint blocks, thread const uint* row,
                            TG(float) waiting, uint lane, thread float* sum) {
   constexpr uint BLOCK = packing<BITS>::BLOCK, CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
   for (uint b = 0; b < blocks; b++) {
-    chunk_rows<BITS, COUNT> next = rows;
+    chunk_rows<T, BITS, COUNT> next = rows;
     const uint after = start + (b + 1u) * BLOCK;
     if (after < k) fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, after / CHUNK + lane, row, next);
-    multiply<T, BITS, COUNT>(rows, waiting + (b * 32u + lane) * PITCH, sum);
+    multiply<T, BITS, BALANCED, COUNT>(rows, waiting + (b * 32u + lane) * PITCH, sum);
     rows = next;
   }
 }

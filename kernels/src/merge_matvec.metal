@@ -21,7 +21,7 @@ for (int o = 0; o < OUTPUTS; o++) {
   row[o] = first + o < n ? first + o : n - 1u;
   sum[o] = 0.0f;
 }
-chunk_rows<BITS, OUTPUTS> rows;
+chunk_rows<T, BITS, OUTPUTS> rows;
 fetch<T, BITS, G, BALANCED, OUTPUTS>(w, scales, offsets, k, lane, row, rows);
 
 for (uint head = index; head < HEADS; head += THREADS) {

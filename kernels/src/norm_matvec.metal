@@ -30,7 +30,7 @@ for (int o = 0; o < COUNT; o++) {
   row[o] = (output < n ? output : n - 1u) + (o < OUTPUTS ? 0u : n);
   sum[o] = 0.0f;
 }
-chunk_rows<BITS, COUNT> rows;
+chunk_rows<T, BITS, COUNT> rows;
 fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, lane, row, rows);
 
 #ifdef POST_NORM

@@ -61,3 +61,10 @@ inline void load_words(const uint* p, word_run<4>& run) {
 
 inline float half_low(uint word) { return __low2float(as_type<__half2>(word)); }
 inline float half_high(uint word) { return __high2float(as_type<__half2>(word)); }
+
+// (word & mask) | set in one instruction; left to itself the compiler takes two, at half the rate of a multiply-add.
+inline uint keep_and_set(uint word, uint mask, uint set) {
+  uint out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(word), "r"(mask), "r"(set));
+  return out;
+}

@@ -17,3 +17,5 @@ inline void load_words(const device uint* p, thread word_run<4>& run) {
 
 inline float half_low(uint word) { return float(as_type<half2>(word).x); }
 inline float half_high(uint word) { return float(as_type<half2>(word).y); }
+
+inline uint keep_and_set(uint word, uint mask, uint set) { return (word & mask) | set; }
