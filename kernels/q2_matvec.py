@@ -25,8 +25,11 @@ MAX_ROWS = 16
 GROUPS = (0, 32, 64, 128)
 
 _OUTPUTS_PER_TILE = 16
-_STAGED_BYTES = 16 << 10
-_WORDS_IN_FLIGHT = 4
+_PARTIAL_BYTES = 32 << 10
+_TILE_THREADGROUPS = 132  # one for each core of an H100; Apple's have 8 to 80, with room for several at once
+_TILES_AHEAD = 2
+_TILE_SIMDGROUPS: dict[Backend, int] = {"cuda": 16, "metal": 8}
+_WORDS_HELD = 4
 _LANE_OUTPUTS = 4
 _LANE_SIMDGROUPS = 2
 _LANE_ROWS = 4
@@ -92,36 +95,46 @@ def _reference(x: mx.array, w: mx.array, scales: mx.array) -> list[mx.array]:
     return [y.astype(x.dtype)]
 
 
-def _words_per_load(k: int, group: int) -> int:
-    if group:
-        return 2 if group == 128 else 1
-    return next(run for run in (4, 2, 1) if k % (64 * run) == 0)
+def _made(rows: int) -> int:
+    """The rows that a variant is made for."""
+    return next(count for count in (1, 2, 4, 8, 16) if count >= rows)
+
+
+def _parts(run: int, group: int) -> int:
+    """Groups in a step, the `run` words that each of four lanes reads at once."""
+    return max(1, 64 * run // group) if group else 1
+
+
+def _words_per_load(k: int, group: int, rows: int) -> int:
+    """Words that a lane reads at once: what leaves a matrix of 8 columns room for the rows of each group in a step."""
+    fits = (run for run in (4, 2) if k % (64 * run) == 0 and _parts(run, group) <= min(4, max(1, 8 // rows)))
+    return next(fits, 1)
 
 
 def _launch_tiles(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
     (rows, k), n, group = x.shape, w.shape[0], group_size(w, scales)
-    staged_rows = next(count for count in (1, 2, 4, 8, 16) if count >= rows)
-    run, tiles = _words_per_load(k, group), -(-n // _OUTPUTS_PER_TILE)
-    # One row with one scale an output has registers to spare: 10.8 us in place of 12.7 on an H200, 4096 to 14336.
-    in_flight = 2 * _WORDS_IN_FLIGHT if staged_rows == 1 and not group else _WORDS_IN_FLIGHT
-    loads = max(1, min(in_flight, k // 128 * 2) // run)
-    staged = staged_rows * 4 * run * loads * 16 * x.dtype.size
-    simdgroups = min(_simdgroups(tiles), _STAGED_BYTES // staged)
+    made = _made(rows)
+    run = _words_per_load(k, group, made)
+    columns = made * _parts(run, group)
+    # Many scales take registers: 128 a thread are what 16 simdgroups have on CUDA.
+    crowded = group == 32 or (group > 0 and run == 1)
+    words = _WORDS_HELD // 2 if group == 32 else _WORDS_HELD
+    held = max(1, min(words // (run * -(-columns // 8)), k // (64 * run)))
+    sums = _PARTIAL_BYTES // (2 * _OUTPUTS_PER_TILE * columns * 4)
+    simdgroups = min(_TILE_SIMDGROUPS[target], sums)
+    phase = min(1 if crowded else _TILES_AHEAD, sums // simdgroups)
     template = (
         ("T", x.dtype),
+        ("S", scales.dtype),
         ("G", group),
         ("RUN", run),
-        ("LOADS", loads),
-        ("ROWS", staged_rows),
+        ("HELD", held),
+        ("PHASE", phase),
+        ("ROWS", made),
         ("SIMDGROUPS", simdgroups),
     )
-    threads = 32 * simdgroups
-    return Launch((tiles * threads, 1, 1), (threads, 1, 1), template, ((rows, n),), (x.dtype,))
-
-
-def _simdgroups(tiles: int) -> int:
-    # The fewer the outputs, the more simdgroups share each of them.
-    return 4 if tiles >= 512 else 8 if tiles >= 192 else 16
+    threads, blocks = 32 * simdgroups, min(-(-n // _OUTPUTS_PER_TILE), _TILE_THREADGROUPS)
+    return Launch((blocks * threads, 1, 1), (threads, 1, 1), template, ((rows, n),), (x.dtype,))
 
 
 def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
@@ -141,13 +154,10 @@ def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -
 
 
 def _sample(x: mx.array, w: mx.array, scales: mx.array) -> Inputs:
-    group, n, k = group_size(w, scales), w.shape[0], x.shape[1]
-    run, simdgroups = _words_per_load(k, group), _simdgroups(-(-n // _OUTPUTS_PER_TILE))
-    # Shorter rows have fewer words in flight, and are small as they are.
-    if k >= 512:
-        k = {1: 576, 2: 640, 4: 768}[run]
-    n = next(n for n in (40, 3072, 8192) if _simdgroups(n // _OUTPUTS_PER_TILE) == simdgroups)
-    return random_inputs(x.shape[0], n, k, group, x.dtype, scales.dtype)
+    group, (rows, k) = group_size(w, scales), x.shape
+    # Shorter rows hold fewer words, and are small as they are.
+    k = {1: 576, 2: 640, 4: 768}[_words_per_load(k, group, _made(rows))] if k >= 768 else k
+    return random_inputs(rows, 40, k, group, x.dtype, scales.dtype)
 
 
 def _examples(dtypes: dict[Backend, tuple[mx.Dtype, ...]], rows: tuple[int, ...], target: Backend) -> Iterator[Inputs]:

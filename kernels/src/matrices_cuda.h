@@ -17,43 +17,23 @@ inline uint tile_output(uint lane) { return lane >> 2; }
 inline uint tile_word(uint lane) { return lane & 3u; }
 inline uint tile_row(uint lane) { return 2u * (lane & 3u); }
 
-// The input under one word of 16 weights: elements j and j + 8 side by side, as the weights come out of a word. The
-// halves of odd rows change places, so that the rows that one access reads lie in different banks.
-template <typename T> struct tile_unit { uint4 half[2]; };
-
-template <typename T> inline void tile_stage(tile_unit<T>* unit, const T* x, uint row) {
-  const uint4 low = ((const uint4*)x)[0], high = ((const uint4*)x)[1];
-  unit->half[row & 1u] = {__byte_perm(low.x, high.x, 0x5410), __byte_perm(low.x, high.x, 0x7632),
-                          __byte_perm(low.y, high.y, 0x5410), __byte_perm(low.y, high.y, 0x7632)};
-  unit->half[(row & 1u) ^ 1u] = {__byte_perm(low.z, high.z, 0x5410), __byte_perm(low.z, high.z, 0x7632),
-                                 __byte_perm(low.w, high.w, 0x5410), __byte_perm(low.w, high.w, 0x7632)};
-}
-
-template <typename T> inline void tile_clear(tile_unit<T>* unit) {
-  unit->half[0] = {0, 0, 0, 0};
-  unit->half[1] = {0, 0, 0, 0};
-}
-
-// A lane's share of the input: weights j and j + 8 of its word, for one input row.
+// A lane's share of the input under 4 words: weights j and j + 8 of its word side by side, as they come out of a word, for
+// one of 8 columns, as in matrices_metal.h.
 template <typename T> struct tile_x { uint pair[8]; };
 
-template <typename T>
-inline void tile_read(tile_x<T>& tile, const tile_unit<T>* unit, uint spread, uint stride, uint rows, uint lane) {
-  uint row = lane >> 2;
+template <typename T, int ROWS, int PARTS>
+inline void tile_load(tile_x<T>& tile, const T* x, uint apart, uint k, uint rows, uint first, uint lane) {
+  const uint column = first + (lane >> 2), row = column % ROWS, word = lane & 3u;
   uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
-  if (row < rows) {
-    const tile_unit<T>* from = unit + spread * tile_word(lane) + row * stride;
-    low = from->half[row & 1u];
-    high = from->half[(row & 1u) ^ 1u];
+  if (row < rows && column / ROWS == word * PARTS / 4u) {
+    const uint4* from = (const uint4*)(x + row * k + word * apart);
+    low = from[0];
+    high = from[1];
   }
-  tile.pair[0] = low.x; tile.pair[1] = low.y; tile.pair[2] = low.z; tile.pair[3] = low.w;
-  tile.pair[4] = high.x; tile.pair[5] = high.y; tile.pair[6] = high.z; tile.pair[7] = high.w;
-}
-
-template <typename T> inline tile_x<T> tile_keep(tile_x<T> tile, uint part, uint lane) {
-#pragma unroll
-  for (int j = 0; j < 8; j++) tile.pair[j] = (tile_word(lane) >> 1) == part ? tile.pair[j] : 0u;
-  return tile;
+  tile.pair[0] = __byte_perm(low.x, high.x, 0x5410); tile.pair[1] = __byte_perm(low.x, high.x, 0x7632);
+  tile.pair[2] = __byte_perm(low.y, high.y, 0x5410); tile.pair[3] = __byte_perm(low.y, high.y, 0x7632);
+  tile.pair[4] = __byte_perm(low.z, high.z, 0x5410); tile.pair[5] = __byte_perm(low.z, high.z, 0x7632);
+  tile.pair[6] = __byte_perm(low.w, high.w, 0x5410); tile.pair[7] = __byte_perm(low.w, high.w, 0x7632);
 }
 
 template <typename T> struct tile_type { enum { bfloat = 0 }; };

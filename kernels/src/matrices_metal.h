@@ -20,39 +20,20 @@ inline uint tile_output(uint lane) { return ((lane >> 2) & 4u) + ((lane >> 1) & 
 inline uint tile_word(uint lane) { return ((lane >> 2) & 2u) + (lane & 1u); }
 inline uint tile_row(uint lane) { return 2u * tile_word(lane); }
 
-// The input under one word of 16 weights, as it waits in threadgroup memory.
-template <typename T> struct tile_unit { T value[16]; };
-
-template <typename T> inline void tile_stage(TG(tile_unit<T>) unit, const device T* x, uint row) {
-  for (uint i = 0; i < 16; i++) unit->value[i] = x[i];
-}
-template <typename T> inline void tile_clear(TG(tile_unit<T>) unit) {
-  for (uint i = 0; i < 16; i++) unit->value[i] = T(0.0f);
-}
-
-// A lane's share of the input under 4 words: weight j of its half word, for two input rows. `unit` is row 0's first
-// word; the words of a tile are `spread` units apart, and the rows `stride`.
+// A lane's share of the input under 4 words, which are `apart` numbers apart from x on: weight j of its half word, for two
+// of 8 columns. Column ROWS * part + row is this row's input under this part of the words, and 0 under the others.
 template <typename T> struct tile_x { float even[8]; float odd[8]; };
 
-template <typename T>
-inline void tile_read(thread tile_x<T>& tile, TG(tile_unit<T>) unit, uint spread, uint stride, uint rows, uint lane) {
-  uint depth = tile_output(lane), row = tile_row(lane);
-  TG(tile_unit<T>) from = unit + spread * (depth >> 1);
+template <typename T, int ROWS, int PARTS>
+inline void tile_load(thread tile_x<T>& tile, const device T* x, uint apart, uint k, uint rows, uint first, uint lane) {
+  const uint depth = tile_output(lane), word = depth >> 1, column = first + tile_row(lane);
+  const device T* from = x + word * apart + 8u * (depth & 1u);
+  const uint part = word * uint(PARTS) / 4u, even = column % ROWS, odd = (column + 1u) % ROWS;
+  const bool takes_even = even < rows && column / ROWS == part, takes_odd = odd < rows && (column + 1u) / ROWS == part;
   for (uint j = 0; j < 8; j++) {
-    uint at = 8u * (depth & 1u) + j;
-    tile.even[j] = row < rows ? float(from[row * stride].value[at]) : 0.0f;
-    tile.odd[j] = row + 1 < rows ? float(from[(row + 1) * stride].value[at]) : 0.0f;
+    tile.even[j] = takes_even ? float(from[even * k + j]) : 0.0f;
+    tile.odd[j] = takes_odd ? float(from[odd * k + j]) : 0.0f;
   }
-}
-
-// Keep words 0 and 1 (part 0) or 2 and 3 (part 1) of the input.
-template <typename T> inline tile_x<T> tile_keep(tile_x<T> tile, uint part, uint lane) {
-  for (uint j = 0; j < 8; j++) {
-    bool keep = (tile_output(lane) >> 2) == part;
-    tile.even[j] = keep ? tile.even[j] : 0.0f;
-    tile.odd[j] = keep ? tile.odd[j] : 0.0f;
-  }
-  return tile;
 }
 
 inline void tile_multiply_8(thread float* sum, float w0, float w1, float x0, float x1) {

@@ -10,31 +10,56 @@ template <typename T, int J> inline weight_pair<T> q2_levels(uint word) {
   constexpr uint SCALE = BOTH * (uint(mantissa<T>::bias + E) << BITS);
   constexpr uint OFFSET = SCALE + BOTH * (0x8000u | (3u << (BITS - 1 - E)));  // -(2^E + 1.5)
   uint shifted = SHIFT > 0 ? word << (SHIFT > 0 ? SHIFT : 0) : word >> (SHIFT > 0 ? 0 : -SHIFT);
-  return fma_pair<T>((shifted & MASK) | ONE, SCALE, OFFSET);
+  return fma_pair<T>(keep_and_set(shifted, MASK, ONE), SCALE, OFFSET);
 }
 
-// One word of each of a lane's two outputs against TILES input tiles; product is [PARTS][TILES][4].
-template <typename T, int PARTS, int TILES, int J>
-inline void q2_tiles_step(thread float* product, thread tile_x<T>* tile, uint low, uint high) {
+// One word of each of a lane's two outputs against MATRICES matrices of input; sum is [MATRICES][4].
+template <typename T, int MATRICES, int J>
+inline void q2_tiles_step(thread float* sum, thread tile_x<T>* tile, uint low, uint high) {
   weight_pair<T> low_levels[2] = {q2_levels<T, J>(low), q2_levels<T, J + 1>(low)};
   weight_pair<T> high_levels[2] = {q2_levels<T, J>(high), q2_levels<T, J + 1>(high)};
 #pragma unroll
-  for (int i = 0; i < PARTS * TILES; i++) tile_multiply<T>(product + 4 * i, low_levels, high_levels, tile[i], J);
+  for (int m = 0; m < MATRICES; m++) tile_multiply<T>(sum + 4 * m, low_levels, high_levels, tile[m], J);
+}
+template <typename T, int MATRICES>
+inline void q2_tiles_multiply(thread float* sum, thread tile_x<T>* tile, uint low, uint high) {
+  q2_tiles_step<T, MATRICES, 0>(sum, tile, low, high);
+  q2_tiles_step<T, MATRICES, 2>(sum, tile, low, high);
+  q2_tiles_step<T, MATRICES, 4>(sum, tile, low, high);
+  q2_tiles_step<T, MATRICES, 6>(sum, tile, low, high);
 }
 
-template <typename T, int PARTS, int TILES>
-inline void q2_tiles_multiply(thread float* product, thread tile_x<T>* tile, uint low, uint high, uint lane) {
-  tile_x<T> part[PARTS * TILES];
+// The words of a lane's two outputs in HELD steps, and their scales for its two columns of every matrix, as read: a
+// conversion would wait for what is on its way.
+template <typename S, int RUN, int HELD, int MATRICES> struct q2_run {
+  word_run<RUN> low[HELD];
+  word_run<RUN> high[HELD];
+  S scale[HELD][MATRICES][4];
+};
+
+inline uint q2_output(uint tile, uint more, uint n, uint lane) {
+  const uint output = 16u * tile + tile_output(lane) + more;
+  return output < n ? output : n - 1u;
+}
+
+template <typename S, int G, int RUN, int HELD, int ROWS, int PARTS, int MATRICES>
+inline void q2_fetch(thread q2_run<S, RUN, HELD, MATRICES>& run, const device uint* w, const device S* scales, uint n,
+                     uint k, uint tile, uint start, uint lane) {
+  constexpr uint SIZE = G == 0 ? 1 : G;
+  const uint low = q2_output(tile, 0u, n, lane), high = q2_output(tile, 8u, n, lane);
+  const uint at = start * 4u * RUN + RUN * tile_word(lane);
 #pragma unroll
-  for (int p = 0; p < PARTS; p++)
-    for (int t = 0; t < TILES; t++) {
-      part[p * TILES + t] = tile[t];
-      if (PARTS != 1) part[p * TILES + t] = tile_keep(tile[t], uint(p), lane);
+  for (int h = 0; h < HELD; h++) {
+    load_words(w + low * (k / 16u) + at + 4 * RUN * h, run.low[h]);
+    load_words(w + high * (k / 16u) + at + 4 * RUN * h, run.high[h]);
+    for (int i = 0; i < 2 * MATRICES && G != 0; i++) {
+      const uint column = 8u * uint(i / 2) + tile_row(lane) + uint(i % 2);
+      const uint part = column / ROWS < PARTS ? column / ROWS : 0u;
+      const uint group = ((start + h) * 4u * RUN + part * (4u * RUN / PARTS)) * 16u / SIZE;
+      run.scale[h][i / 2][i % 2] = scales[low * (k / SIZE) + group];
+      run.scale[h][i / 2][i % 2 + 2] = scales[high * (k / SIZE) + group];
     }
-  q2_tiles_step<T, PARTS, TILES, 0>(product, part, low, high);
-  q2_tiles_step<T, PARTS, TILES, 2>(product, part, low, high);
-  q2_tiles_step<T, PARTS, TILES, 4>(product, part, low, high);
-  q2_tiles_step<T, PARTS, TILES, 6>(product, part, low, high);
+  }
 }
 
 // The 16 levels of a word as 1 + q / 4, for arithmetic outside the tiles.

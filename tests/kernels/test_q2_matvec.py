@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -52,6 +54,17 @@ def test_the_metal_source_computes_the_product(kernel, rows, n, k, group, dtype,
     (y,) = simulate_all_orders(kernel, inputs)
     assert (y.shape, y.dtype) == ((rows, n), dtype)
     assert error(y, exact(*inputs)) < ALLOWED[dtype]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("rows", "k", "group"),
+    [(1, 512, 64), (4, 2560, 0), (8, 2560, 128), (16, 2560, 64)],  # the input in one slice and in two or three
+)
+def test_a_threadgroup_goes_through_several_tiles(monkeypatch, rows, k, group):
+    monkeypatch.setattr(module, "_TILE_THREADGROUPS", 2)
+    inputs = random_inputs(rows, 104, k, group, F16, F16)  # three tiles, and four of which the last is half one
+    assert error(simulate(TILES, inputs)[0], exact(*inputs)) < ALLOWED[F16]
 
 
 @needs_compiler
@@ -116,12 +129,16 @@ def test_a_sample_launches_the_variant_it_stands_for(kernel, target):
         assert sum(array.nbytes for array in sample) < 3_000_000
 
 
-def test_threadgroup_memory_stays_under_metals_limit():
-    for rows in range(1, 17):
-        inputs = random_inputs(rows, 40, 512, 0, F32, F32)
-        t = dict(TILES.launch("metal", *inputs).template)
-        staged = t["SIMDGROUPS"] * t["ROWS"] * 4 * t["RUN"] * t["LOADS"] * 16 * 4
-        assert staged + t["SIMDGROUPS"] * -(-t["ROWS"] // 8) * 128 * 4 <= 32768
+@pytest.mark.parametrize("target", ["metal", "cuda"])
+def test_sums_and_held_input_stay_within_what_a_threadgroup_has(target):
+    for rows, n, group in product(range(1, 17), (40, 4096, 14336, 32000), (0, 32, 64, 128)):
+        inputs = (mx.zeros((rows, 4096), F16), mx.zeros((n, 256), mx.uint32))
+        scales = mx.zeros((n, 4096 // group) if group else (n,), F16)
+        t = dict(TILES.launch(target, *inputs, scales).template)
+        columns = t["ROWS"] * max(1, 64 * t["RUN"] // group if group else 1)
+        assert t["PHASE"] >= 1 and t["SIMDGROUPS"] * t["PHASE"] * 2 * 16 * columns * 4 <= 32768
+        # Eight 32-bit registers a word and matrix on CUDA, twice as many on Metal.
+        assert t["HELD"] * t["RUN"] * -(-columns // 8) * 8 <= 64
 
 
 def test_relative_error_is_nan_where_a_result_is():
