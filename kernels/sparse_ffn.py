@@ -130,6 +130,7 @@ def _launch_gate_vector(
         ("OUTPUTS", share.rows),
         ("SIMDGROUPS", share.simdgroups),
         ("STAGES", share.stages),
+        ("AHEAD", 2),
         ("ACT", _ACT[activation]),
     )
     return Launch(*share.grid(neurons, share.rows), template, ((neurons,),), (x.dtype,))
@@ -143,7 +144,7 @@ def _launch_down(target: Backend, a: mx.array, residual: mx.array, *weights: mx.
     rows = min(_rows(count), 64 // each)
     lanes = 8 if kind.bits in (4, 32) else 4
     # Sums of many rows fill the registers of large threadgroups.
-    simdgroups = 8 if rows > 2 else 32 if target == "cuda" and rows == 1 else 16
+    simdgroups = 8 if rows > 2 else 32 if target == "cuda" and rows == 1 and (kind.bits != 2 or kind.balanced) else 16
     threads = 32 * simdgroups
     windows = -(-neurons // min(_LISTED_BYTES // 2, _LISTED_EACH * threads))
     template = (

@@ -5,7 +5,8 @@ constexpr int EACH = piece<BITS>::each, WORDS = piece<BITS>::words;
 constexpr uint STRIPE = LANES * EACH, THREADS = 32 * SIMDGROUPS, SLOTS = THREADS / LANES;
 threadgroup ushort listed[THREADS * EACH_LISTED];
 threadgroup uint counts[SIMDGROUPS];
-threadgroup float partial[SIMDGROUPS][STRIPE];
+threadgroup float whole[STRIPE];
+threadgroup float partial[SIMDGROUPS][STRIPE + 1];
 
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
 const uint rows = VECTOR ? 1u : a_shape[0], neurons = w_shape[0], columns = w_shape[1] * (BITS < 16 ? 32u / BITS : 1u);
@@ -14,6 +15,12 @@ const uint first = threadgroup_position_in_grid.x * STRIPE, first_row = threadgr
 const uint wished = first + (lane % LANES) * EACH, column = wished < columns ? wished : columns - EACH;
 const device uint* words = (const device uint*)w;
 
+// What the sums are added to is on its way from the start.
+float added_to[ROWS];
+for (int r = 0; r < ROWS; r++) {
+  const bool kept = index < STRIPE && first + index < columns && first_row + r < rows;
+  added_to[r] = kept ? float(residual[(first_row + r) * columns + first + index]) : 0.0f;
+}
 float sum[ROWS][EACH], shift[ROWS];
 for (int r = 0; r < ROWS; r++) {
   shift[r] = 0.0f;
@@ -88,10 +95,11 @@ for (int r = 0; r < ROWS; r++) {
     if (lane < LANES) partial[simdgroup][lane * EACH + c] = total;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (index < STRIPE && first + index < columns && first_row + r < rows) {
-    float total = float(residual[(first_row + r) * columns + first + index]);
-    for (int s = 0; s < SIMDGROUPS; s++) total += partial[s][index];
-    out[(first_row + r) * columns + first + index] = X(total);
+  for (uint column = simdgroup; column < STRIPE; column += SIMDGROUPS) {
+    const float total = simd_sum(lane < SIMDGROUPS ? partial[lane][column] : 0.0f);
+    if (lane == 0) whole[column] = total;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (index < STRIPE && first + index < columns && first_row + r < rows)
+    out[(first_row + r) * columns + first + index] = X(added_to[r] + whole[index]);
 }
