@@ -14,6 +14,7 @@ import pytest
 from russet.converters.recipes.base import Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.kv_predictor import PredictorOptions
+from russet.converters.recipes.relufy import ReluOptions
 from russet.converters.recipes.run import Evaluation, Run
 from russet.engine.errors import (
     BenchmarkDataError,
@@ -113,6 +114,13 @@ def test_the_setting_that_differs_is_named_alone(make_run: MakeRun) -> None:
         make_run("control", steps=6, resume=True, settings={"rate": 1e-3})()
     with pytest.raises(TrainingError, match=r"a run with objective ce 1\.0, not 0\.5; resume it"):
         make_run("control", steps=6, resume=True, objective=Objective(kl=0.0, ce=0.5))()
+
+
+def test_other_options_are_another_run(make_run: MakeRun) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_run("relufy", steps=6)(Interrupt(2))
+    with pytest.raises(TrainingError, match=r"a run with options sparsity 0\.9, not 0\.8; resume it"):
+        make_run("relufy", steps=6, resume=True, options=ReluOptions(sparsity=0.8))()
 
 
 @pytest.mark.parametrize("missing", ["folder", "task", "file"])
