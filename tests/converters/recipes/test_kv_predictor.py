@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from russet.converters.recipes.base import Batch, Objective
-from russet.converters.recipes.kv_forward import AUXILIARY, MAPS
+from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, compared_keys
 from russet.converters.recipes.kv_predictor import KVPredictor, PredictorOptions
 from russet.converters.recipes.optimizer import AdamW
 from russet.converters.recipes.ridge import Ridge
@@ -79,6 +79,20 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(source: Source, batches: list
     weights = {"kl": 1.0, "ce": 0.3, "l1_keys": 0.7, "l1_values": 0.7, "auxiliary": 0.5}
     assert terms.keys() == weights.keys() and all(terms[name].item() > 0 for name in terms)
     assert total.item() == pytest.approx(sum(weights[name] * terms[name].item() for name in terms), rel=1e-5)
+
+
+def test_keys_are_compared_behind_a_norm_that_comes_before_the_rotation() -> None:
+    golden = Path(__file__).parents[2] / "golden"
+    keys = mx.random.normal((1, 2, 5, 64), key=mx.random.key(3))
+    for family, normed in (("qwen3", True), ("afm", False), ("llama", False)):
+        decoder = load_decoder(golden / family, "float32")
+        spec = decoder.config.layers[0]
+        given = keys[:, : spec.kv_heads, :, : spec.head_dim]
+        norm = decoder.blocks[0].k_norm
+        assert (norm is not None and not decoder.blocks[0].rotate_first) == normed
+        expected = norm(given) if normed and norm is not None else given
+        assert mx.array_equal(compared_keys(decoder, 0, given), expected)
+        assert normed != mx.array_equal(expected, given)
 
 
 def test_nothing_of_the_base_is_trained(source: Source) -> None:
