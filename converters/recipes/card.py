@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from russet.converters.recipes.run import Report
 
 CARD = "README.md"
+TABLES = ("quality", "speed")
+"""What has a table of its own."""
 
 
 def write_card(report: Report, folder: Path) -> None:
@@ -38,9 +40,10 @@ def card(report: Report) -> str:
         *("```sh", *command(report), "```", ""),
         "| held-out text | before | after |",
         "|---|---|---|",
-        *(_row(name, report) for name in {**report.before, **report.after} if name != "quality"),
+        *(_row(name, report) for name in {**report.before, **report.after} if name not in TABLES),
         "",
     ]
+    lines += _speed(report)
     lines += _quality(report)
     return "\n".join(lines)
 
@@ -60,6 +63,18 @@ def command(report: Report) -> list[str]:
 
 def _row(name: str, report: Report) -> str:
     return f"| {name} | {_number(report.before.get(name))} | {_number(report.after.get(name))} |"
+
+
+def _speed(report: Report) -> list[str]:
+    before, after = report.before.get("speed"), report.after.get("speed")
+    if not before or not after:
+        return []
+    names = {"prefill_tps": "prefill", "decode_tps": "decode"}
+    rows = [
+        f"| {names[key]} | {before[key]:.1f} | {after[key]:.1f} | {after[key] / before[key]:.2f} |" for key in names
+    ]
+    heading = f"| tokens a second, {before['prompt_tokens']} tokens of prompt | source | result | ratio |"
+    return [heading, "|---|---|---|---|", *rows, "", "Medians of five runs each, by turns.", ""]
 
 
 def _quality(report: Report) -> list[str]:

@@ -22,6 +22,7 @@ from russet.converters.recipes.listener import Listener, Silent
 from russet.converters.recipes.measure import held_out, measure_quality, refuse_foreign_text
 from russet.converters.recipes.memory import refuse_oversize
 from russet.converters.recipes.source import Source, open_source, refuse_other_tokens
+from russet.converters.recipes.speed import measure_speed
 from russet.converters.recipes.text import token_folder
 from russet.converters.recipes.trainer import Settings, State, Trainer
 from russet.converters.writer import refuse_existing, staged_folder
@@ -45,12 +46,13 @@ _logger = logging.getLogger("russet")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is measured before and after: tokens of `val.bin`, and tasks of `russet bench quality` in a folder."""
+    """What is measured before and after: tokens of `val.bin`, tasks of `russet bench quality`, speed."""
 
     tokens: int = 65536
     data: Path | None = None
     tasks: tuple[str, ...] = ("wikitext", "lambada", "arc_easy", "piqa")
     limit: int = 100
+    speed: bool = False
 
 
 @dataclass
@@ -124,7 +126,7 @@ class Run:
         state = self._train(corpus, state, curve, listener)
         report.steps, report.tokens = state.step, state.step * self.settings.batch * self.settings.length
         report.seconds = curve.rows[-1]["seconds"] if curve.rows else 0.0
-        self._finish(report, state, curve, batches, listener)
+        self._finish(report, state, curve, batches, corpus, listener)
         return report
 
     def _refuse_unfinished(self) -> None:
@@ -239,7 +241,15 @@ class Run:
         curve.save(self.folder / CURVE)
         save_checkpoint(state, self._known, self.folder / CHECKPOINT)
 
-    def _finish(self, report: Report, state: State, curve: Curve, batches: Sequence[Batch], listener: Listener) -> None:
+    def _finish(
+        self,
+        report: Report,
+        state: State,
+        curve: Curve,
+        batches: Sequence[Batch],
+        corpus: Corpus,
+        listener: Listener,
+    ) -> None:
         recipe, params = self.recipe, state.result
         listener.task("Measuring the result")
         if batches:
@@ -251,6 +261,11 @@ class Run:
             if self.evaluation.data is not None:
                 listener.task("Measuring the result")
                 report.after["quality"] = self._quality(folder, listener)
+            if self.evaluation.speed:
+                prompt: list[int] = next(corpus.first(1, 1)).tokens[0].tolist()  # type: ignore[assignment]
+                report.before["speed"], report.after["speed"] = measure_speed(
+                    self.src, folder, prompt, listener, predicts=not recipe.makes_model
+                )
             curve.save(folder / CURVE)
             try:
                 curve.plot(folder / PLOT, f"{recipe.name}, {report.source}")

@@ -85,6 +85,7 @@ class Tokens(click.ParamType):
     "--eval-tasks", type=Names(), default="wikitext,lambada,arc_easy,piqa", show_default=True, help="Its tasks."
 )
 @click.option("--eval-limit", type=click.IntRange(1), default=100, show_default=True, help="Rows of each task.")
+@click.option("--speed", is_flag=True, help="Time prefill and decoding of source and result by turns.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(name: str, src: str, dst: Path, as_json: bool, **given: Any) -> None:
     """Fine-tune the model SRC by a recipe into the new model folder DST.
@@ -119,7 +120,9 @@ def _run(name: str, src: Path, dst: Path, given: dict[str, Any]) -> Any:
     found = recipe_class(name)
     settings = {key: given[key] for key in ("tokens", "batch", "length", "rate", "decay", "ema", "seed")}
     data = given["eval_data"]
-    evaluation = Evaluation(given["held_out"], data, tasks=tuple(given["eval_tasks"]), limit=given["eval_limit"])
+    evaluation = Evaluation(
+        given["held_out"], data, tuple(given["eval_tasks"]), limit=given["eval_limit"], speed=given["speed"]
+    )
     teacher = given["teacher"]
     return Run(
         _recipe(found, given),

@@ -14,6 +14,7 @@ import pytest
 from russet.converters.recipes.base import Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.kv_predictor import PredictorOptions
+from russet.converters.recipes.listener import Silent
 from russet.converters.recipes.relufy import ReluOptions
 from russet.converters.recipes.run import Evaluation, Run
 from russet.engine.errors import (
@@ -144,6 +145,21 @@ def test_quality_is_measured_before_and_after(make_run: MakeRun, tmp_path: Path,
     before, after = (side["quality"]["lambada"]["perplexity"]["value"] for side in (report.before, report.after))
     assert before > 0 and after > 0 and before != after
     assert "| lambada, perplexity |" in (tmp_path / "dst" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["relufy", "kv_predictor"])
+def test_speed_is_measured_by_turns_where_asked_for(make_run: MakeRun, tmp_path: Path, name: str) -> None:
+    heard: list[str] = []
+    listener = Silent()
+    listener.task = heard.append  # type: ignore[method-assign]
+    options = PredictorOptions(keep=0.34) if name == "kv_predictor" else None
+    report = make_run(name, options=options, evaluation=Evaluation(64, speed=True))(listener)
+    for side in (report.before, report.after):
+        assert side["speed"].keys() == {"prompt_tokens", "prefill_tps", "decode_tps"}
+        assert all(rate > 0 for rate in side["speed"].values())
+    assert [each for each in heard if each.startswith("Timing")][2:4] == ["Timing, russet, 1 of 5"] * 2
+    card = (tmp_path / "dst" / "README.md").read_text()
+    assert "| tokens a second, 16 tokens of prompt | source | result | ratio |" in card and "| decode | " in card
 
 
 def test_foreign_text_is_told_without_held_out_text_too(make_run: MakeRun, data: Path, tiny_folder: Path) -> None:
