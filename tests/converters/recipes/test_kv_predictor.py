@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from russet.converters.recipes.base import Batch, Objective
-from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, compared_keys
+from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, RUN, compared_keys, met_as_own
 from russet.converters.recipes.kv_predictor import KVPredictor, PredictorOptions
 from russet.converters.recipes.optimizer import AdamW
 from russet.converters.recipes.ridge import Ridge
@@ -156,6 +156,38 @@ def test_generation_reads_the_rows_that_training_computed(
             assert mx.abs(found[:, :, :24] - wanted).max() < allowed * mx.abs(wanted).max(), layer
 
 
+def test_a_pass_of_own_rows_is_the_base_s(source: Source, batches: list[Batch]) -> None:
+    """With every row near, no predicted one is met; with few, some are."""
+    kl = {}
+    for near in (0, 4, 1000):
+        recipe, params = opened(source, PredictorOptions(keep=0.7, near=near), batches)
+        kl[near] = recipe.loss(params, batches[0], None, START)[1]["kl"].item()
+    assert abs(kl[1000]) < 1e-6 < kl[4] < kl[0]
+
+
+def test_near_and_chosen_positions_are_met_as_own() -> None:
+    tokens = mx.random.randint(0, 500, (64, 40), key=mx.random.key(1))
+    own = np.array(met_as_own(tokens, 3, 0.25))
+    assert own.shape == (64, 1, 40, 40) and np.array_equal(own, np.array(met_as_own(tokens, 3, 0.25)))
+    assert not np.array_equal(own, np.array(met_as_own(tokens + 1, 3, 0.25)))
+    far = own[:, 0, -1, :37]
+    runs = far[:, :32].reshape(64, 2, RUN)
+    assert (runs.all(axis=2) == runs.any(axis=2)).all() and 0.1 < runs.mean() < 0.4
+    assert own[:, 0, range(2, 40), range(38)].all() and not own[:, 0, 39, :][far.sum(axis=1) == 0][:, :37].any()
+
+
+def test_own_layers_end_before_one_whose_norm_alone_is_read(source: Source, batches: list[Batch]) -> None:
+    recipe, params = opened(source, PredictorOptions(keep=1.0, trained=1), batches)
+    assert {name.split(".")[2] for name in params if name.startswith(AUXILIARY)} == {"1"}
+    assert recipe.shared == 1 and recipe.unmapped == (0,) and recipe.mapped == [1, 2]
+    decoder = load_decoder(source.folder, "float32")
+    prompt = PromptTokens(np.array(batches[0].tokens[0]).tolist())
+    found = KVPrediction(recipe.predictor(params), keep=0)(decoder, prompt, decoder.new_cache())
+    exact = Exact()(decoder, prompt, decoder.new_cache())
+    # Nothing is trained yet: the maps find the base's own projections of its own rows.
+    assert mx.abs(found.logits - exact.logits).max() < 0.05 * mx.abs(exact.logits).max()
+
+
 def test_maps_of_the_same_rows_are_joined_without_a_difference(source: Source, batches: list[Batch]) -> None:
     recipe, params = opened(source, PredictorOptions(keep=0.34), batches)
     predictor = recipe.predictor(params).astype(mx.float32)
@@ -197,6 +229,7 @@ def test_ridge_regression_is_least_squares_with_a_penalty() -> None:
         (PredictorOptions(layers="last"), "layers is 'last'; it must be first or spread"),
         (PredictorOptions(inputs="rows"), "inputs is 'rows'; it must be keys_values or normed"),
         (PredictorOptions(trained=3), "trained is 3, but the auxiliary has 1 layers to train"),
+        (PredictorOptions(real=0.2), "real tokens need near ones"),
         (PredictorOptions(keep=0.0), "share of layers to keep is 0.0"),
     ],
 )
