@@ -9,14 +9,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
-from russet.converters.recipes.base import Objective
+from russet.converters.recipes.base import Batch, Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.kv_predictor import PredictorOptions
 from russet.converters.recipes.listener import Silent
-from russet.converters.recipes.relufy import ReluOptions
+from russet.converters.recipes.relufy import Relufy, ReluOptions
 from russet.converters.recipes.run import Evaluation, Run
+from russet.converters.recipes.source import open_source
+from russet.converters.recipes.trainer import teacher_of
 from russet.engine.errors import (
     BenchmarkDataError,
     CheckpointError,
@@ -27,6 +30,7 @@ from russet.engine.errors import (
     TrainingDataError,
     TrainingError,
 )
+from russet.models.loading import load_decoder
 
 MakeRun = Callable[..., Run]
 
@@ -182,6 +186,21 @@ def test_a_teacher_with_another_tokenizer_is_refused(make_run: MakeRun, source_f
     (teacher / "tokenizer.json").write_text("{")
     with pytest.raises(RussetError, match="is damaged"):
         make_run("relufy", teacher=teacher)()
+
+
+def test_the_teacher_that_is_named_teaches(source_folder: Path, tmp_path: Path, batches: list[Batch]) -> None:
+    teacher = shutil.copytree(source_folder, tmp_path / "teacher")
+    arrays = mx.load(str(source_folder / "model.safetensors"))
+    assert isinstance(arrays, dict)
+    arrays["model.norm.weight"] = arrays["model.norm.weight"] * 3
+    mx.save_safetensors(str(teacher / "model.safetensors"), arrays)
+    recipe = Relufy()
+    recipe.open(open_source(source_folder), mx.float32, open_source(teacher))
+    tokens = batches[0].tokens
+    taught = teacher_of(recipe)(tokens)
+    decoder = load_decoder(teacher, "float32")
+    expected = decoder.extend(tokens[:1], decoder.new_cache(), logits=tokens.shape[1])
+    assert mx.allclose(taught.rows.final[:1] @ taught.head.T, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["control", "relufy", "kv_predictor"])
