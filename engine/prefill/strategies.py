@@ -115,6 +115,10 @@ def _kv_prediction(predictor: str | Path | None = None, keep: float | str | None
     if predictor is None:
         raise InvalidOptionError("kv-prediction needs a predictor; give the folder of one.")
     folder = Path(predictor).expanduser()
+    if not folder.exists() and str(predictor) not in PREDICTORS:
+        raise InvalidOptionError(
+            f"There is no predictor {predictor}: give the folder of one, or a name such as {next(iter(PREDICTORS))}."
+        )
     if not folder.exists() and str(predictor) in PREDICTORS:
         found = shipped(str(predictor))
         if found is None:

@@ -96,6 +96,10 @@ def test_what_does_not_fit_is_told_in_one_sentence(text: str, settings: dict, me
 def test_a_folder_that_is_no_predictor_is_told(tmp_path: Path) -> None:
     with pytest.raises(PredictorError):
         parse(f"kv-prediction:{tmp_path}")
+    with pytest.raises(
+        InvalidOptionError, match=r"There is no predictor nosuch: give the folder of one, or a name such"
+    ):
+        parse("kv-prediction:nosuch")
 
 
 def test_a_predictor_of_the_repository_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
