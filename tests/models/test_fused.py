@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from russet.converters.convert import convert
 from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.rows import RING
@@ -58,6 +59,28 @@ def test_the_fused_step_gives_what_the_layers_give(variant: str, by_reference) -
     assert cache.next_position == other.next_position
     for layer, slot in cache.slots.items():
         assert slot.positions.tolist() == other.slots[layer].positions.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("variant", ["afm", "gemma3", "llama", "mistral", "openelm", "qwen2", "qwen3"])
+def test_a_step_takes_five_launches_a_layer_in_every_format(
+    variant: str, bits: int, by_reference, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = GOLDEN / variant
+    if bits < 16:
+        convert(folder, tmp_path / "packed", bits=bits, group_size=32)
+        folder = tmp_path / "packed"
+    monkeypatch.setattr("russet.models.loading._expand", lambda *_: False)
+    launched, call = [], base.Kernel.__call__
+    monkeypatch.setattr(base.Kernel, "__call__", lambda self, *inputs: launched.append(self) or call(self, *inputs))
+    fused, plain = load_decoder(folder), load_decoder(folder)
+    plain._step_made = True
+    found = decode(fused, 3)[0]
+    # The prompt is computed layer by layer, then two tokens and the one that is not looked at.
+    assert len(launched) == 3 * (5 * len(fused.blocks) + 2)
+    expected = decode(plain, 3)[0]
+    assert np.abs(found - expected).max() < 2e-5 * max(1, np.abs(expected).max())
+    assert isinstance(fused.blocks[0].gate_up.maps[0], Quantized) == (bits < 16)
 
 
 @pytest.mark.parametrize("variant", ["gemma3", "llama"])
