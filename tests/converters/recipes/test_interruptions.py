@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from russet.converters.recipes import speed
 from russet.converters.recipes.base import Batch, Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.kv_predictor import PredictorOptions
@@ -152,7 +153,10 @@ def test_quality_is_measured_before_and_after(make_run: MakeRun, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["relufy", "kv_predictor"])
-def test_speed_is_measured_by_turns_where_asked_for(make_run: MakeRun, tmp_path: Path, name: str) -> None:
+def test_speed_is_measured_by_turns_where_asked_for(
+    make_run: MakeRun, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "GENERATE", 4)
     heard: list[str] = []
     listener = Silent()
     listener.task = heard.append  # type: ignore[method-assign]
