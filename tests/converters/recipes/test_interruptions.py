@@ -74,11 +74,18 @@ def test_an_interruption_says_how_to_go_on(make_run: MakeRun, caplog: pytest.Log
         make_run("control", steps=6)()
 
 
-def test_a_result_is_the_same_file_whether_it_was_interrupted_or_not(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run("relufy", steps=4)()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_result_is_the_same_file_whether_it_was_interrupted_or_not(
+    make_run: MakeRun, tmp_path: Path, dtype: str
+) -> None:
+    assert make_run("relufy", steps=4, dtype=dtype)().dtype == dtype
     with pytest.raises(KeyboardInterrupt):
-        make_run("relufy", steps=4, dst=tmp_path / "cut")(Interrupt(2))
-    make_run("relufy", steps=4, dst=tmp_path / "cut", resume=True)()
+        make_run("relufy", steps=4, dst=tmp_path / "cut", dtype=dtype)(Interrupt(2))
+    kept = mx.load(str(tmp_path / "cut.run" / "checkpoint.safetensors"))
+    assert isinstance(kept, dict) and {array.dtype for array in kept.values()} == {mx.float32}, (
+        "only the step is in 16 bits"
+    )
+    make_run("relufy", steps=4, dst=tmp_path / "cut", resume=True, dtype=dtype)()
     files = [tmp_path / name / "model.safetensors" for name in ("dst", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
