@@ -162,10 +162,6 @@ class Model:
         """Token ids of a prompt, as `stream` would feed them to the model."""
         return list(self.prepare(prompt, raw=raw, system=system).tokens)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant is to speak."""
-        return list(self.prepare_chat(messages).tokens)
-
     def prepare(self, prompt: AnyPrompt, *, raw: bool = False, system: str | None = None) -> PromptTokens:
         """Token ids of a prompt, and what prefill strategies know of them."""
         if isinstance(prompt, Prompt):

@@ -18,7 +18,7 @@ from pathlib import Path
 from russet.engine.timing import now
 from russet.kernels.backend import Backend, backend
 from russet.kernels.base import Check, Kernel
-from russet.kernels.registry import kernels
+from russet.kernels.registry import every_form
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,15 @@ class Checked:
 
 
 def check_all(found: Iterable[Kernel], target: Backend) -> Iterator[Checked]:
-    """Every kernel's variants, one kernel after the other; a failure does not stop the rest."""
+    """Every kernel's variants, one name after the other; a failure does not stop the rest."""
+    alike: dict[str, list[Kernel]] = {}
     for kernel in found:
+        alike.setdefault(kernel.name, []).append(kernel)
+    for name, forms in alike.items():
         started = now()
-        checks = {
-            check.variant: check for check in (kernel.check(inputs, target) for inputs in kernel.examples(target))
-        }
-        yield Checked(kernel.name, tuple(checks.values()), now() - started)
+        checks = [kernel.check(inputs, target) for kernel in forms for inputs in kernel.examples(target)]
+        checks.sort(key=lambda check: bool(check.reason))  # of two forms of one variant, a failure is what is kept
+        yield Checked(name, tuple({check.variant: check for check in checks}.values()), now() - started)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("russet: MLX computes on a CPU here, so there are no kernels to check; run this on a GPU.")
     print("| kernel | variants that pass | largest error | seconds |\n| --- | --- | --- | --- |")
     found = []
-    for checked in check_all(kernels(), target):
+    for checked in check_all(every_form(), target):
         found.append(checked)
         print(checked.row, flush=True)
     for checked in found:

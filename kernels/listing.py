@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from russet.kernels.backend import build
 from russet.kernels.base import Inputs, Kernel, variant_name
-from russet.kernels.registry import kernels
+from russet.kernels.registry import every_form, kernels
 
 
 def metal_text(kernel: Kernel, inputs: Inputs) -> str:
@@ -46,7 +46,7 @@ def metal_text(kernel: Kernel, inputs: Inputs) -> str:
 
 def listings(names: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
     """Kernel, variant and Metal text, for every variant of the kernels named, or of all."""
-    for kernel in kernels():
+    for kernel in every_form():
         if not names or kernel.name in names:
             for inputs in kernel.examples("metal"):
                 variant = variant_name(kernel.launch("metal", *inputs), inputs)

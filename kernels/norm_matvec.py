@@ -19,7 +19,7 @@ from russet.kernels.backend import Backend
 from russet.kernels.base import Inputs, Kernel, Launch
 from russet.kernels.matvec_launch import TOLERANCE, float_bits, sample_rows, shares
 from russet.kernels.packed import Format, product
-from russet.kernels.sheet import Form, example_forms, parts_of, random_sheet
+from russet.kernels.sheet import Form, parts_of, random_sheet
 from russet.models.activations import gated
 from russet.models.config import Activation
 
@@ -48,12 +48,6 @@ def random_inputs(form: Form, rows: int) -> Inputs:
     """Random inputs, the same ones each time."""
     h, y = mx.random.normal((2, form.k), key=mx.random.key(rows))
     return [h, *([y] if form.gains == 2 else []), random_sheet(form, rows)]
-
-
-def examples_of(post: bool = False, activation: Activation | None = None) -> Iterator[Kernel]:
-    """A kernel for every packing."""
-    for form in example_forms(384, 1 + post):
-        yield norm_matvec(form, 1e-5, activation)
 
 
 def _reference(form: Form, eps: float, activation: Activation | None, *inputs: mx.array) -> list[mx.array]:

@@ -138,7 +138,7 @@ def test_rows_and_tokens_agree_however_a_turn_ends(
     tiny_model: russet.Model, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     options = {"max_tokens": 12, "temperature": 1.0, "seed": 2, "logit_bias": {258: -1e9}}
-    prompt = tiny_model.encode_chat([{"role": "user", "content": "One?"}])
+    prompt = tiny_model.encode([{"role": "user", "content": "One?"}])
     free = tiny_model.generate(prompt, **options).tokens
     if ending == "end token":
         # A token in the middle ends the turn, so that the loop is a step ahead when it comes.

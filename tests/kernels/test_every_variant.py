@@ -7,8 +7,9 @@ import json
 import pytest
 
 from russet.kernels import every_variant
-from russet.kernels.base import Check
+from russet.kernels.base import Check, variant_name
 from russet.kernels.every_variant import check_all, main
+from russet.kernels.registry import every_form, kernels
 
 
 class Made:
@@ -35,16 +36,40 @@ def test_every_variant_is_checked_and_a_failure_does_not_stop_the_rest():
     )
 
 
+def test_forms_of_one_operation_are_taken_together():
+    (one,) = check_all([Made("alike", "no such name"), Made("alike")], "metal")
+    assert [check.variant for check in one.checks] == ["T=1", "T=2"] and len(one.failures) == 1
+
+
+def test_every_packing_of_the_decode_step_is_among_them():
+    names = {variant_name(kernel.launch("metal", *inputs), inputs) for kernel, inputs in of("residual_matvec")}
+    for packing in (
+        "BITS=2 G=0 BALANCED=1",
+        "BITS=2 G=64 BALANCED=1",
+        "BITS=2 G=32",
+        "BITS=4 G=128",
+        "BITS=8",
+        "BITS=16",
+    ):
+        assert any(packing in name for name in names), packing
+    assert {name.split()[0] for name in names} == {"T=float16", "T=bfloat16", "T=float32"}
+    assert {kernel.name for kernel in every_form()} == {kernel.name for kernel in kernels()}
+
+
+def of(name):
+    return [(kernel, inputs) for kernel in every_form() if kernel.name == name for inputs in kernel.examples("metal")]
+
+
 def test_the_command_tells_failures_and_fails(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(every_variant, "backend", lambda: "metal")
-    monkeypatch.setattr(every_variant, "kernels", lambda: [Made("sound"), Made("broken", "no such name")])
+    monkeypatch.setattr(every_variant, "every_form", lambda: [Made("sound"), Made("broken", "no such name")])
     with pytest.raises(SystemExit) as stopped:
         main(["--json", str(tmp_path / "found.json")])
     assert stopped.value.code == 1
     assert capsys.readouterr().out.endswith("\nbroken T=2: no such name\n")
     raw = json.loads((tmp_path / "found.json").read_text())
     assert [one["kernel"] for one in raw] == ["sound", "broken"] and raw[1]["checks"][1]["reason"] == "no such name"
-    monkeypatch.setattr(every_variant, "kernels", lambda: [Made("sound")])
+    monkeypatch.setattr(every_variant, "every_form", lambda: [Made("sound")])
     main([])
 
 

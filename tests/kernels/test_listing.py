@@ -34,6 +34,13 @@ def test_the_command_writes_a_file_a_variant(tmp_path):
     assert all("[[kernel]] void custom_kernel_q2_tiles__" in file.read_text() for file in files)
 
 
+def test_every_packing_of_a_projection_is_listed(tmp_path):
+    main(["norm_matvec_silu", "--out", str(tmp_path)])
+    text = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert len(text) == len(set(text.values())) >= 18
+    assert all(any(f"BITS={bits}-" in name for name in text) for bits in (2, 4, 8, 16, 32))
+
+
 def test_an_unknown_kernel_is_named():
     run = subprocess.run(
         [sys.executable, "-m", "russet.kernels.listing", "nothing"], capture_output=True, text=True, check=False
