@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from russet.engine.errors import InvalidOptionError
+from russet.engine.prefill import recompute
 from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.identity import Identity
@@ -77,3 +78,14 @@ def test_a_share_that_is_none_is_refused() -> None:
     base = load_decoder(GOLDEN / "llama", dtype="float32")
     with pytest.raises(InvalidOptionError, match=r"keep is 1\.5; it is a share of the prompt, from 0 to 1"):
         KVPrediction(Predictor.identity(base), keep=1.5)
+
+
+def test_what_ranks_high_is_computed_and_so_is_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_decoder(GOLDEN / "llama", dtype="float32")
+    scores = np.zeros(len(PROMPT.tokens))
+    scores[[17, 23]] = 1.0
+    monkeypatch.setattr(recompute, "score", lambda *_: scores)
+    cache = base.new_cache()
+    KVPrediction(first_layers_predictor(base, 2), keep=(TAIL + 3) / 50)(base, PROMPT, cache)
+    last = cache.slots[base.config.last_writer].positions
+    assert last[-TAIL - 3 :].tolist() == [0, 17, 23, *range(50 - TAIL, 50)]
