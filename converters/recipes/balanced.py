@@ -32,6 +32,8 @@ def check_group(group: int, width: int) -> int:
         raise InvalidOptionError(
             f"The group size is {group}; it must be {', '.join(map(str, GROUPS))} (0: a whole row)."
         )
+    if width % 16:
+        raise InvalidOptionError(f"Rows of {width} weights do not fill words of 16; no group size suits them.")
     if group and width % group:
         raise InvalidOptionError(
             f"Rows of {width} weights do not divide into groups of {group}; take {_fitting(width)}."

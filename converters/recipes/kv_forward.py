@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -9,8 +10,8 @@ import mlx.core as mx
 from russet.converters.recipes.forward import FullSequence, SequenceRows
 from russet.converters.recipes.source import Params
 from russet.engine.cache import Mask
-from russet.engine.prefill.predictor import Seen
-from russet.models.config import DecoderConfig
+from russet.engine.prefill.predictor import PARTS, Seen
+from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.decoder import Decoder, Probe
 from russet.models.rope import Positions
 
@@ -106,6 +107,29 @@ def flat_heads(x: mx.array) -> mx.array:
     """[batch, heads, rows, head_dim] -> [batch, rows, heads * head_dim]."""
     rows = x.transpose(0, 2, 1, 3)
     return rows.reshape(*rows.shape[:2], -1)
+
+
+def projection(weights: Params, spec: LayerSpec, layer: int, part: str) -> mx.array:
+    """The weights [kv_heads * head_dim, hidden] of a layer's "keys" or "values", also where one map makes all three."""
+    if (role := f"layers.{layer}.{part[0]}") in weights:
+        return weights[role]
+    queries, width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    start = queries + (width if part == "values" else 0)
+    return weights[f"layers.{layer}.qkv"][start : start + width]
+
+
+def plain_maps(
+    weights: Params, config: DecoderConfig, layers: Iterable[int], normed: bool
+) -> dict[str, tuple[mx.array, mx.array]]:
+    """Maps without a calibration: the base layers' own projections, or keys and values as they are."""
+    maps = {}
+    for i in layers:
+        spec = config.layers[i]
+        width = spec.kv_heads * spec.head_dim
+        for part in PARTS:
+            weight = projection(weights, spec, i, part) if normed else mx.eye(width)
+            maps[f"layers.{i}.{part}"] = (weight, mx.zeros((width,)))
+    return maps
 
 
 def under(arrays: Params, prefix: str) -> Params:

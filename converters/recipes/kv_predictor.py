@@ -30,6 +30,7 @@ from russet.converters.recipes.kv_forward import (
     compared_keys,
     flat,
     met_as_own,
+    plain_maps,
     under,
 )
 from russet.converters.recipes.kv_report import predictor_report
@@ -156,7 +157,9 @@ class KVPredictor(Recipe):
     def start(self) -> Params:
         """The maps from `calibrate`, and the auxiliary's trained layers as the base has them."""
         params = {AUXILIARY + name: array for name, array in self._auxiliary_start().items()}
-        for name, (weight, bias) in (self._solved or self._unsolved()).items():
+        normed = self._options.inputs == "normed"
+        solved = self._solved or plain_maps(self.source.weights, self.source.config, self.mapped, normed)
+        for name, (weight, bias) in solved.items():
             params[f"{MAPS}{name}.weight"], params[f"{MAPS}{name}.bias"] = weight, bias
         return params
 
@@ -267,17 +270,6 @@ class KVPredictor(Recipe):
         source = self.layer_map[layer]
         assert source is not None
         return source, part if self._options.inputs == "keys_values" else "normed"
-
-    def _unsolved(self) -> dict[str, tuple[mx.array, mx.array]]:
-        """Maps without a calibration: the base layer's own projections, or keys and values as they are."""
-        maps = {}
-        for i in self.mapped:
-            spec = self.source.config.layers[i]
-            for part in PARTS:
-                role, width = f"layers.{i}.{part[0]}", spec.kv_heads * spec.head_dim
-                weight = self.source.weights[role] if self._options.inputs == "normed" else mx.eye(width)
-                maps[f"layers.{i}.{part}"] = (weight, mx.zeros((width,)))
-        return maps
 
 
 def _common(kept: Sequence[int]) -> int:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from russet.converters.recipes.base import Batch
-from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, flat, flat_heads, under
+from russet.converters.recipes.kv_forward import AUXILIARY, MAPS, flat, flat_heads, projection, under
 from russet.converters.recipes.measure import means
-from russet.converters.recipes.source import Params
+from russet.converters.recipes.source import Params, Source
+from russet.engine.prefill.predictor import PARTS
 
 if TYPE_CHECKING:
     from russet.converters.recipes.kv_predictor import KVPredictor
@@ -44,15 +45,15 @@ def predictor_report(
         "kept": list(recipe.kept),
         "map_weights": maps,
         "own_weights": sum(array.size for array in own.values()),
-        "prefill_share": (_weights_a_row(recipe.source.weights, recipe.kept) + maps)
-        / _weights_a_row(recipe.source.weights, range(len(recipe.source.config.layers))),
+        "prefill_share": (_weights_a_row(recipe.source, recipe.kept) + maps)
+        / _weights_a_row(recipe.source, range(len(recipe.source.config.layers))),
         "explained": {n.removeprefix(MAPS).removesuffix(".weight"): sum(v) / len(v) for n, v in explained.items()},
     }
 
 
-def _weights_a_row(weights: Params, layers: Sequence[int]) -> int:
+def _weights_a_row(source: Source, layers: Sequence[int]) -> int:
     """Weights that a prompt's row meets in layers the last of which only has to give keys and values."""
-    sizes = {i: [n for n in weights if n.startswith(f"layers.{i}.") and weights[n].ndim == 2] for i in layers}
-    last = [f"layers.{layers[-1]}.{part}" for part in ("k", "v")]
-    names = [name for i in layers[:-1] for name in sizes[i]] + last
-    return sum(weights[name].size for name in names)
+    weights, last = source.weights, layers[-1]
+    whole = [n for i in layers[:-1] for n in weights if n.startswith(f"layers.{i}.") and weights[n].ndim == 2]
+    ends = [projection(weights, source.config.layers[last], last, part) for part in PARTS]
+    return sum(weights[name].size for name in whole) + sum(array.size for array in ends)

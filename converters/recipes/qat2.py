@@ -112,10 +112,13 @@ class QAT2(Recipe):
 
 
 def mlx_rounded(weights: Params, bits: int) -> Params:
-    """Matrices rounded to MLX's affine layout with float16 scales, in groups of 64 where they fit, else of 32."""
+    """Matrices rounded to MLX's affine layout with float16 scales, in groups of 64 where they fit, else of 32.
+
+    Those whose rows divide into neither stay as they are.
+    """
     rounded = {}
     for name, array in weights.items():
-        if array.ndim != 2:
+        if array.ndim != 2 or array.shape[1] % 32:
             rounded[name] = array
             continue
         group = 64 if array.shape[1] % 64 == 0 else 32

@@ -92,7 +92,11 @@ def test_mlx_reads_the_same_weights_from_its_affine_form(group: int) -> None:
 
 @pytest.mark.parametrize(
     ("group", "width", "problem"),
-    [(48, 96, "must be 0, 32, 64, 128"), (128, 576, "Rows of 576 .* 128; take 32, or 64, or 0 for")],
+    [
+        (0, 56, "Rows of 56 weights do not fill words of 16"),
+        (48, 96, "must be 0, 32, 64, 128"),
+        (128, 576, "Rows of 576 .* 128; take 32, or 64, or 0 for"),
+    ],
 )
 def test_groups_that_do_not_fit_are_refused(group: int, width: int, problem: str) -> None:
     with pytest.raises(InvalidOptionError, match=problem):

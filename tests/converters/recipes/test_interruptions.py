@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
-from russet.converters.recipes import speed
+from russet.converters.recipes import measure, speed
 from russet.converters.recipes.base import Batch, Objective
 from russet.converters.recipes.curve import Curve
 from russet.converters.recipes.kv_predictor import PredictorOptions
 from russet.converters.recipes.listener import Silent
+from russet.converters.recipes.qat2 import QatOptions
 from russet.converters.recipes.relufy import Relufy, ReluOptions
 from russet.converters.recipes.run import Evaluation, Run
 from russet.converters.recipes.source import open_source
@@ -34,6 +36,7 @@ from russet.engine.errors import (
 from russet.models.loading import load_decoder
 
 MakeRun = Callable[..., Run]
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 class Interrupt:
@@ -175,6 +178,27 @@ def test_speed_is_measured_by_turns_where_asked_for(
     assert [each for each in heard if each.startswith("Timing")][2:4] == ["Timing, russet, 1 of 5"] * 2
     card = (tmp_path / "dst" / "README.md").read_text()
     assert "| tokens a second, 16 tokens of prompt | source | result | ratio |" in card and "| decode | " in card
+
+
+@pytest.mark.parametrize("name", ["control", "qat2", "kv_predictor"])
+@pytest.mark.parametrize("family", ["gemma3", "openelm", "qwen2", "qwen3"])
+def test_what_a_family_cannot_have_is_told_before_it_is_trained(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, name: str
+) -> None:
+    """OpenELM has one matrix for queries, keys and values, and widths that MLX's groups do not divide."""
+    monkeypatch.setattr(measure, "CHANCE", 99.0)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    np.random.default_rng(0).integers(0, 70, 500).astype("<u2").tofile(folder / "val.bin")
+    np.random.default_rng(1).integers(0, 70, 900).astype("<u2").tofile(folder / "a.bin")
+    options = QatOptions(group=0, embedding_bits=16) if name == "qat2" else None
+    run = make_run(name, options=options, src=GOLDEN / family, data=folder, steps=2)
+    if name == "qat2" and family != "openelm":
+        with pytest.raises(InvalidOptionError, match="do not fill words of 16"):
+            run()
+        assert not run.folder.exists()
+    else:
+        assert run().steps == 2 and run.dst.exists()
 
 
 def test_foreign_text_is_told_without_held_out_text_too(make_run: MakeRun, data: Path, tiny_folder: Path) -> None:
