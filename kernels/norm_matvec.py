@@ -33,7 +33,7 @@ def norm_matvec(form: Form, eps: float, activation: Activation | None = None) ->
     return Kernel(
         name="_".join(filter(None, ("post" * post, "norm_matvec", activation))),
         body="norm_matvec.metal",
-        headers=(*(("post_norm.h",) if post else ()), "matvec.h", "activations.h"),
+        headers=(*(("post_norm.h",) if post else ()), "matvec.h", "stage.h", "activations.h"),
         inputs=("h", "y", "sheet") if post else ("h", "sheet"),
         outputs=("out", "h_out") if post else ("out",),
         reference=partial(_reference, form, eps, activation),

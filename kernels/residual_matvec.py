@@ -32,7 +32,7 @@ def residual_matvec(form: Form, residual: bool) -> Kernel:
     return Kernel(
         name="residual_matvec",
         body="residual_matvec.metal",
-        headers=_headers(residual),
+        headers=(*_headers(residual), "stage.h"),
         inputs=("x", *_residual(residual), "sheet"),
         outputs=("out",),
         reference=lambda x, *rest: _reference(form, x, *rest),

@@ -19,7 +19,7 @@ Products and sums are float32, in an order that the shapes decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
 
@@ -49,33 +49,32 @@ def settings(eps: float, threshold: float = 0.0) -> mx.array:
 @cache
 def gate_up(activation: Activation) -> Kernel:
     """The first kernel for rows: x -> a."""
-    return Kernel(
-        name=f"sparse_gate_up_{activation}",
-        body="sparse_gate_up.metal",
-        headers=("matvec.h", "activations.h", "sparse_rows.h"),
-        inputs=("x", "gain", "w", "scales", "offsets", "settings"),
-        outputs=("out",),
-        reference=partial(_gate_up_reference, activation),
-        launch=partial(_launch_gate_up, activation),
-        sample=_sample_gate_up,
-        examples=_examples_gate_up,
-        tolerance=_TOLERANCE,
-    )
+    return _first_kernel(activation, "gate_up", "sparse_rows.h", _launch_gate_up, _examples_gate_up)
 
 
 @cache
 def gate_up_vector(activation: Activation) -> Kernel:
     """The first kernel for one vector x [K] in float32, always with a norm: decoding's."""
+    return _first_kernel(activation, "gate_vector", "stage.h", _launch_gate_vector, _examples_gate_vector)
+
+
+def _first_kernel(
+    activation: Activation,
+    name: str,
+    header: str,
+    launch: Callable[..., Launch],
+    examples: Callable[[Backend], Iterator[Inputs]],
+) -> Kernel:
     return Kernel(
-        name=f"sparse_gate_vector_{activation}",
-        body="sparse_gate_vector.metal",
-        headers=("matvec.h", "activations.h", "stage.h"),
+        name=f"sparse_{name}_{activation}",
+        body=f"sparse_{name}.metal",
+        headers=("matvec.h", "activations.h", header),
         inputs=("x", "gain", "w", "scales", "offsets", "settings"),
         outputs=("out",),
         reference=partial(_gate_up_reference, activation),
-        launch=partial(_launch_gate_vector, activation),
+        launch=partial(launch, activation),
         sample=_sample_gate_up,
-        examples=_examples_gate_vector,
+        examples=examples,
         tolerance=_TOLERANCE,
     )
 

@@ -1,10 +1,9 @@
 // y = W (h / rms(h) * gain) + bias, or with ACT an activated gate times its partner, W's first half of rows being gates.
 // A simdgroup makes OUTPUTS results; its lanes share K. The root mean square leaves the sum, so that nothing waits for it.
 // With POST_NORM, h is first h + y / rms(y) * post, and comes out as h_out.
-constexpr int CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
 constexpr uint BLOCK = packing<BITS>::BLOCK, STAGE = STAGES * BLOCK, THREADS = 32 * SIMDGROUPS;
 constexpr int COUNT = ACT ? 2 * OUTPUTS : OUTPUTS;
-threadgroup float4 staged[STAGES * 8 * PITCH];
+threadgroup float4 staged[STAGES * 8 * packing<BITS>::PITCH];
 threadgroup float gathered[SIMDGROUPS];
 TG(float) waiting = (TG(float))staged;
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
@@ -48,12 +47,12 @@ for (uint start = 0; start < k; start += STAGE) {
   const uint blocks = stage_blocks<BITS, STAGES>(k - start);
   for (uint i = 4u * index; i < blocks * BLOCK; i += 4u * THREADS) {
     const uint at = start + i;
-    float x[4], factor[4];
+    float x[4];
     for (int j = 0; j < 4; j++) x[j] = 0.0f;
     if (at < k) {
       load_four<float>(h + at, x);
 #ifdef POST_NORM
-      float added[4];
+      float added[4], factor[4];
       load_four<float>(y + at, added);
       load_four<T>(post + at, factor);
       for (int j = 0; j < 4; j++) {
@@ -61,13 +60,9 @@ for (uint start = 0; start < k; start += STAGE) {
         if (threadgroup_position_in_grid.x == 0u) h_out[at + uint(j)] = x[j];
       }
 #endif
-      load_four<T>(gain + at, factor);
-      for (int j = 0; j < 4; j++) {
-        squares += x[j] * x[j];
-        x[j] *= factor[j];
-      }
+      squares += gain_four<T>(gain + at, x);
     }
-    for (int j = 0; j < 4; j++) waiting[i / uint(CHUNK) * uint(PITCH) + i % uint(CHUNK) + uint(j)] = x[j];
+    stage_four<BITS>(waiting, i, x);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   multiply_stage<T, BITS, G, BALANCED, COUNT>(rows, w, scales, offsets, k, start, blocks, row, waiting, lane, sum);

@@ -1,7 +1,6 @@
 // y = W x + bias, plus the residual where there is one. A simdgroup makes OUTPUTS results; its lanes share K.
-constexpr int CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
 constexpr uint BLOCK = packing<BITS>::BLOCK, STAGE = STAGES * BLOCK, THREADS = 32 * SIMDGROUPS;
-threadgroup float4 staged[STAGES * 8 * PITCH];
+threadgroup float4 staged[STAGES * 8 * packing<BITS>::PITCH];
 TG(float) waiting = (TG(float))staged;
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
 const uint index = thread_index_in_threadgroup, k = x_shape[0], n = sheet_shape[0];
@@ -27,7 +26,7 @@ for (uint start = 0; start < k; start += STAGE) {
     float value[4];
     for (int j = 0; j < 4; j++) value[j] = 0.0f;
     if (start + i < k) load_four<float>(x + start + i, value);
-    for (int j = 0; j < 4; j++) waiting[i / uint(CHUNK) * uint(PITCH) + i % uint(CHUNK) + uint(j)] = value[j];
+    stage_four<BITS>(waiting, i, value);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   multiply_stage<T, BITS, G, BALANCED, OUTPUTS>(rows, w, scales, offsets, k, start, blocks, row, waiting, lane, sum);
