@@ -26,8 +26,10 @@ GROUPS = (0, 32, 64, 128)
 
 _OUTPUTS_PER_TILE = 16
 _PARTIAL_BYTES = 32 << 10
-_TILE_THREADGROUPS = 132  # one for each core of an H100; Apple's have 8 to 80, with room for several at once
-_TILES_AHEAD = 2
+_CORES = 132  # of an H100; Apple's have 8 to 80, with room for several threadgroups at once
+_TILES = (7, 4, 2, 1)
+_FEW_OUTPUTS = (40, *(_OUTPUTS_PER_TILE * (rounds * _CORES + 1) for rounds in (1, 2, 4)))
+"""The fewest outputs for each count of tiles a threadgroup."""
 _TILE_SIMDGROUPS: dict[Backend, int] = {"cuda": 16, "metal": 8}
 _WORDS_HELD = 4
 _LANE_OUTPUTS = 4
@@ -112,29 +114,42 @@ def _words_per_load(k: int, group: int, rows: int) -> int:
 
 
 def _launch_tiles(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
-    (rows, k), n, group = x.shape, w.shape[0], group_size(w, scales)
+    (rows, k), n = x.shape, w.shape[0]
+    sizes = _tile_sizes(target, rows, n, k, group_size(w, scales))
+    template = (("T", x.dtype), ("S", scales.dtype), *sizes.items())
+    threads, outputs = 32 * sizes["SIMDGROUPS"], sizes["TILES"] * _OUTPUTS_PER_TILE
+    return Launch((-(-n // outputs) * threads, 1, 1), (threads, 1, 1), template, ((rows, n),), (x.dtype,))
+
+
+def _tile_sizes(target: Backend, rows: int, n: int, k: int, group: int) -> dict[str, int]:
+    """The template arguments of q2_tiles but for the types."""
     made = _made(rows)
     run = _words_per_load(k, group, made)
     columns = made * _parts(run, group)
-    # Many scales take registers: 128 a thread are what 16 simdgroups have on CUDA.
-    crowded = group == 32 or (group > 0 and run == 1)
-    words = _WORDS_HELD // 2 if group == 32 else _WORDS_HELD
-    held = max(1, min(words // (run * -(-columns // 8)), k // (64 * run)))
-    sums = _PARTIAL_BYTES // (2 * _OUTPUTS_PER_TILE * columns * 4)
-    simdgroups = min(_TILE_SIMDGROUPS[target], sums)
-    phase = min(1 if crowded else _TILES_AHEAD, sums // simdgroups)
-    template = (
-        ("T", x.dtype),
-        ("S", scales.dtype),
-        ("G", group),
-        ("RUN", run),
-        ("HELD", held),
-        ("PHASE", phase),
-        ("ROWS", made),
-        ("SIMDGROUPS", simdgroups),
-    )
-    threads, blocks = 32 * simdgroups, min(-(-n // _OUTPUTS_PER_TILE), _TILE_THREADGROUPS)
-    return Launch((blocks * threads, 1, 1), (threads, 1, 1), template, ((rows, n),), (x.dtype,))
+    held = max(1, min(_WORDS_HELD // (run * -(-columns // 8)), k // (64 * run)))
+    # Tiles whose sums have room at once, for one simdgroup.
+    room = _PARTIAL_BYTES // (_OUTPUTS_PER_TILE * columns * 4)
+    simdgroups, most = min(_TILE_SIMDGROUPS[target], room), min(max(_TILE_SIMDGROUPS.values()), room)
+    # Input in several slices needs the sums of all tiles until the last.
+    whole = columns <= 8 and k <= 64 * run * held * most
+    each = _tiles_each(n, max(_TILES) if whole else room // most)
+    return {
+        "G": group,
+        "RUN": run,
+        "HELD": held,
+        "AHEAD": min(2 if group else 3, each),
+        "TILES": each,
+        "PHASE": min(each, room // simdgroups),
+        "ROWS": made,
+        "SIMDGROUPS": simdgroups,
+    }
+
+
+def _tiles_each(n: int, most: int) -> int:
+    """Tiles a threadgroup. Cores take threadgroups in rounds: the tiles of all rounds count, and the input of each."""
+    tiles = -(-n // _OUTPUTS_PER_TILE)
+    allowed = (each for each in _TILES if each <= most)
+    return min(allowed, key=lambda each: -(-tiles // (each * _CORES)) * (each + 0.5))
 
 
 def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
@@ -154,10 +169,15 @@ def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -
 
 
 def _sample(x: mx.array, w: mx.array, scales: mx.array) -> Inputs:
-    group, (rows, k) = group_size(w, scales), x.shape
+    (rows, k), n, group = x.shape, w.shape[0], group_size(w, scales)
     # Shorter rows hold fewer words, and are small as they are.
-    k = {1: 576, 2: 640, 4: 768}[_words_per_load(k, group, _made(rows))] if k >= 768 else k
-    return random_inputs(rows, 40, k, group, x.dtype, scales.dtype)
+    short = {1: 576, 2: 640, 4: 768}[_words_per_load(k, group, _made(rows))] if k >= 768 else k
+    few = next(few for few in _FEW_OUTPUTS if _all_sizes(rows, few, short, group) == _all_sizes(rows, n, k, group))
+    return random_inputs(rows, few, short, group, x.dtype, scales.dtype)
+
+
+def _all_sizes(rows: int, n: int, k: int, group: int) -> list[dict[str, int]]:
+    return [_tile_sizes(target, rows, n, k, group) for target in _TILE_SIMDGROUPS]
 
 
 def _examples(dtypes: dict[Backend, tuple[mx.Dtype, ...]], rows: tuple[int, ...], target: Backend) -> Iterator[Inputs]:
@@ -173,7 +193,7 @@ _INPUTS = ("x", "w", "scales")
 TILES = Kernel(
     name="q2_tiles",
     body="q2_tiles.metal",
-    headers=("matrices.h", "q2.h"),
+    headers=("bounds.h", "matrices.h", "q2.h"),
     inputs=_INPUTS,
     outputs=("out",),
     reference=_reference,

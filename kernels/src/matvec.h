@@ -164,11 +164,18 @@ inline void multiply_stage(thread chunk_rows<T, BITS, COUNT>& rows, const device
                            const device T* offsets, uint k, uint start, uint blocks, thread const uint* row,
                            TG(float) waiting, uint lane, thread float* sum) {
   constexpr uint BLOCK = packing<BITS>::BLOCK, CHUNK = packing<BITS>::CHUNK, PITCH = packing<BITS>::PITCH;
-  for (uint b = 0; b < blocks; b++) {
-    chunk_rows<T, BITS, COUNT> next = rows;
-    const uint after = start + (b + 1u) * BLOCK;
-    if (after < k) fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, after / CHUNK + lane, row, next);
+  // Two sets take turns, for a copy of what is on its way would wait for it. Past the end, lanes read the last chunk.
+  chunk_rows<T, BITS, COUNT> odd;
+  uint b = 0u, next = (start + BLOCK) / CHUNK + lane;
+  for (; b + 1u < blocks; b += 2u, next += 64u) {
+    fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, next, row, odd);
     multiply<T, BITS, BALANCED, COUNT>(rows, waiting + (b * 32u + lane) * PITCH, sum);
-    rows = next;
+    fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, next + 32u, row, rows);
+    multiply<T, BITS, BALANCED, COUNT>(odd, waiting + ((b + 1u) * 32u + lane) * PITCH, sum);
+  }
+  if (b < blocks) {
+    fetch<T, BITS, G, BALANCED, COUNT>(w, scales, offsets, k, next, row, odd);
+    multiply<T, BITS, BALANCED, COUNT>(rows, waiting + (b * 32u + lane) * PITCH, sum);
+    rows = odd;
   }
 }

@@ -5,7 +5,6 @@ constexpr int EACH = piece<BITS>::each, WORDS = piece<BITS>::words;
 constexpr uint STRIPE = LANES * EACH, THREADS = 32 * SIMDGROUPS, SLOTS = THREADS / LANES;
 threadgroup ushort listed[THREADS * EACH_LISTED];
 threadgroup uint counts[SIMDGROUPS];
-threadgroup float whole[STRIPE];
 threadgroup float partial[SIMDGROUPS][STRIPE + 1];
 
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
@@ -15,12 +14,16 @@ const uint first = threadgroup_position_in_grid.x * STRIPE, first_row = threadgr
 const uint wished = first + (lane % LANES) * EACH, column = wished < columns ? wished : columns - EACH;
 const device uint* words = (const device uint*)w;
 
-// What the sums are added to is on its way from the start.
-float added_to[ROWS];
-for (int r = 0; r < ROWS; r++) {
-  const bool kept = index < STRIPE && first + index < columns && first_row + r < rows;
-  added_to[r] = kept ? float(residual[(first_row + r) * columns + first + index]) : 0.0f;
-}
+// Lane 0 of a simdgroup ends with columns simdgroup, simdgroup + SIMDGROUPS ...; what they are added to is read first.
+constexpr int ENDED = (STRIPE + SIMDGROUPS - 1) / SIMDGROUPS;
+float added_to[ROWS][ENDED];
+for (int r = 0; r < ROWS; r++)
+#pragma unroll
+  for (int e = 0; e < ENDED; e++) {
+    const uint at = simdgroup + e * SIMDGROUPS;
+    const bool kept = lane == 0 && at < STRIPE && first + at < columns && first_row + r < rows;
+    added_to[r][e] = kept ? float(residual[(first_row + r) * columns + first + at]) : 0.0f;
+  }
 float sum[ROWS][EACH], shift[ROWS];
 for (int r = 0; r < ROWS; r++) {
   shift[r] = 0.0f;
@@ -32,9 +35,12 @@ for (uint window = 0; window < neurons; window += THREADS * EACH_LISTED) {
 #pragma unroll
   for (int j = 0; j < EACH_LISTED; j++) {
     uint neuron = window + j * THREADS + index;
+    const uint at = neuron < neurons ? neuron : neurons - 1u;
+    // Without branches, so that all of these reads are on their way together.
     bool any = false;
     for (int r = 0; r < ROWS; r++)
-      any = any || (neuron < neurons && first_row + r < rows && float(a[(first_row + r) * neurons + neuron]) != 0.0f);
+      any = any | (float(a[(first_row + r < rows ? first_row + r : rows - 1u) * neurons + at]) != 0.0f);
+    any = any & (neuron < neurons);
     if (any) {
       active |= 1u << j;
       count++;
@@ -95,11 +101,12 @@ for (int r = 0; r < ROWS; r++) {
     if (lane < LANES) partial[simdgroup][lane * EACH + c] = total;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (uint column = simdgroup; column < STRIPE; column += SIMDGROUPS) {
-    const float total = simd_sum(lane < SIMDGROUPS ? partial[lane][column] : 0.0f);
-    if (lane == 0) whole[column] = total;
+#pragma unroll
+  for (int e = 0; e < ENDED; e++) {
+    const uint at = simdgroup + e * SIMDGROUPS;
+    const float total = simd_sum(lane < SIMDGROUPS && at < STRIPE ? partial[lane][at] : 0.0f);
+    if (lane == 0 && at < STRIPE && first + at < columns && first_row + r < rows)
+      out[(first_row + r) * columns + first + at] = X(added_to[r][e] + total);
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (index < STRIPE && first + index < columns && first_row + r < rows)
-    out[(first_row + r) * columns + first + index] = X(added_to[r] + whole[index]);
+  if (r < ROWS - 1) threadgroup_barrier(mem_flags::mem_threadgroup);
 }

@@ -29,7 +29,8 @@ for (uint start = 0; start < k; start += STAGE) {
   const uint blocks = stage_blocks<BITS, STAGES>(k - start);
   squares += stage_gained<T, BITS>(x, gain, k, start, blocks, index, THREADS, waiting);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  multiply_stage<T, BITS, G, BALANCED, OUTPUTS>(rows, words, scales, offsets, k, start, blocks, row, waiting, lane, gate);
+  multiply_stage<T, BITS, G, BALANCED, OUTPUTS>(rows, words, scales, offsets, k, start, blocks, row, waiting, lane,
+                                                gate);
   if (start + STAGE < k) threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 squares = simd_sum(squares);
