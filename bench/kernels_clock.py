@@ -22,7 +22,8 @@ from russet.kernels.base import Kernel
 _FRESH_BYTES = 256 << 20
 _COPY_BYTES = 1 << 30
 _MOST_COPIES = 1024
-_LEAST_CALLS = 16
+# Several CUDA graphs: the host builds the next one while the GPU runs one.
+_LEAST_CALLS = 128
 _ROUNDS = 7
 
 Call = Callable[[], mx.array]
