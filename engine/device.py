@@ -8,7 +8,7 @@ from functools import cache
 import mlx.core as mx
 
 _AMPLE = 32e9  # bytes; 2048 more rows of a 7B model take about 0.6 GB
-_PLENTY = 64e9  # 16384 rows of a 7B model took 10 GB more than 2048 on an H200
+_PLENTY = 48e9  # not in use; 16384 rows of a 7B model took 10 GB more than 2048 on an H200
 
 
 @cache
@@ -42,6 +42,6 @@ def prefill_chunk(packed: bool = False) -> int:
     """
     if not on_gpu():
         return 512
-    if mx.cuda.is_available() and memory_bytes() >= _PLENTY:
-        return 8192
+    if mx.cuda.is_available() and memory_bytes() - mx.get_active_memory() >= _PLENTY:
+        return 16384
     return 4096 if packed and memory_bytes() >= _AMPLE else 2048

@@ -53,9 +53,12 @@ class LazyLLM:
         self.scorer = scorer or Aggregated()
         self.revive = revive if revive_steps else 0
         self.revive_steps = revive_steps
-        self.chunk = chunk or prefill_chunk()
+        self.chunk = chunk
+        self._at_once = 0
 
     def __call__(self, decoder: Any, prompt: PromptTokens, cache: Any) -> Prefilled:
+        # Once for all stages: it depends on the memory in use.
+        self._at_once = self.chunk or prefill_chunk()
         if not isinstance(decoder, Decoder):
             return self._exactly(decoder, prompt, cache, "LazyLLM needs Russet's own decoder, and this model has none")
         count = len(prompt.tokens)
@@ -105,8 +108,8 @@ class LazyLLM:
     ) -> mx.array:
         """Rows [1, n, hidden] through some layers, chunk by chunk."""
         through = []
-        for first in range(0, len(rows), self.chunk):
-            some = slice(first, first + self.chunk)
+        for first in range(0, len(rows), self._at_once):
+            some = slice(first, first + self._at_once)
             through.append(decoder.run(h[:, some], layers, contiguous(rows[some]), cache, probe=watch))
             mx.async_eval(through[-1], cache.arrays(), list(watch.seen.values()))
             # The next chunk's graph is made while this one runs; two at most are under way.
@@ -118,9 +121,9 @@ class LazyLLM:
         """Logits [1, vocab] of the last row; of the others, only keys and values are computed in the last writer."""
         writer, count = decoder.config.last_writer, len(decoder.blocks)
         whole = range(layer, writer + 1)
-        last_start = (len(rows) - 1) // self.chunk * self.chunk
-        for first in range(0, last_start, self.chunk):
-            some = slice(first, first + self.chunk)
+        last_start = (len(rows) - 1) // self._at_once * self._at_once
+        for first in range(0, last_start, self._at_once):
+            some = slice(first, first + self._at_once)
             decoder.run(h[:, some], whole, contiguous(rows[some]), cache, last=0)
             mx.eval(cache.arrays())
         h = decoder.run(h[:, last_start:], whole, contiguous(rows[last_start:]), cache, last=1)

@@ -19,13 +19,14 @@ from russet.engine.prefill.exact import Exact
         (True, False, 80e9, True, 4096),
         (True, False, 80e9, False, 2048),
         (True, False, 16e9, True, 2048),
-        (True, True, 80e9, False, 8192),
-        (True, True, 40e9, False, 2048),
+        (True, True, 80e9, False, 16384),
+        (True, True, 60e9, False, 2048),
     ],
 )
 def test_a_chunk_is_larger_where_memory_is_ample(monkeypatch, gpu, cuda, memory, packed, rows):
     monkeypatch.setattr(device, "on_gpu", lambda: gpu)
     monkeypatch.setattr(device.mx.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(device.mx, "get_active_memory", lambda: int(14e9))
     monkeypatch.setattr(device, "memory_bytes", lambda: int(memory))
     assert prefill_chunk(packed) == rows
 
