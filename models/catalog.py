@@ -83,6 +83,14 @@ _ENTRIES = (
             ),
         ),
     ),
+    Entry(
+        name="russet-135m",
+        description="smollm2-135m with ReLU gates, shared keys and values, and 2-bit weights: 45 MB, an experiment",
+        family="llama",
+        parameters=132_081_984,
+        licence="Apache-2.0",
+        sources=(ShippedSource("russet-135m"),),
+    ),
 )
 
 CATALOG: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

@@ -30,11 +30,11 @@ class CombinedOptions(QatOptions):
 
     bits: int = 2
     soften: float = 0.1
-    sparsity: float = 0.9
-    penalty: float = 40.0
-    anneal: float = 0.6
+    sparsity: float = 0.88
+    penalty: float = 60.0
+    anneal: float = 0.5
     share: float = 3 / 8
-    blend: float = 0.2
+    blend: float = 0.15
 
 
 class Combined(QAT2):

@@ -42,9 +42,9 @@ class ReluOptions(Options):
     stage: int = 1
     shift: float = 0.0
     soften: float = 0.1
-    sparsity: float = 0.9
-    penalty: float = 40.0
-    anneal: float = 0.6
+    sparsity: float = 0.88
+    penalty: float = 60.0
+    anneal: float = 0.5
 
 
 class Relufy(Recipe):

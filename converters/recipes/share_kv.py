@@ -36,7 +36,7 @@ class ShareOptions(Options):
     """
 
     share: float = 3 / 8
-    blend: float = 0.2
+    blend: float = 0.1
     trained: str = "all"
 
 

@@ -8,7 +8,9 @@ from russet.engine.prefill.predictor_folder import load_predictor
 from russet.models.catalog import CATALOG, PREDICTORS, ShippedSource
 from russet.models.config_file import read_config
 from russet.models.families import read_decoder
+from russet.models.safetensors_file import open_safetensors
 from russet.models.shipped import WEIGHTS, shipped
+from russet.models.weights import BALANCED
 
 LIMIT = 64 << 20
 FOLDERS = sorted(path for path in WEIGHTS.iterdir() if path.is_dir())
@@ -40,3 +42,17 @@ def test_a_predictor_can_be_read(name: str) -> None:
 def test_a_model_s_configuration_can_be_read(name: str) -> None:
     folder = shipped(name)
     assert folder is not None and read_decoder(read_config(folder)).family == CATALOG[name].family
+
+
+def test_the_combined_model_is_what_its_card_says() -> None:
+    """Two bits, ReLU gates, and the last 11 layers reading layer 18; the weights are not loaded."""
+    folder = shipped("russet-135m")
+    assert folder is not None
+    raw = read_config(folder)
+    config = read_decoder(raw)
+    assert raw["quantization"]["bits"] == 2 and raw["quantization"]["mode"] == BALANCED
+    assert {layer.activation for layer in config.layers} == {"relu"}
+    assert [layer.kv_source for layer in config.layers] == [None] * 19 + [18] * 11
+    tensors = open_safetensors(folder / "model.safetensors").tensors
+    assert "model.layers.18.self_attn.k_proj.weight" in tensors
+    assert "model.layers.19.self_attn.k_proj.weight" not in tensors

@@ -42,8 +42,9 @@ def test_what_is_cached_is_listed_with_its_size(cached):
         ("smollm2-135m", True, ["hub:its/home"]),
         ("some/model", True, ["hub:its/home"]),
     ]
-    assert models[1]["bytes"] > 2000
-    assert models[1]["path"] == str(models_dir() / "some--model")
+    by_name = {model["name"]: model for model in models}
+    assert by_name["some/model"]["bytes"] > 2000
+    assert by_name["some/model"]["path"] == str(models_dir() / "some--model")
     assert "2.0 kB" in CliRunner().invoke(command).stdout
 
 
