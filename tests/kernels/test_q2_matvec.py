@@ -68,6 +68,18 @@ def test_a_threadgroup_goes_through_several_tiles(monkeypatch, rows, k, group):
 
 
 @needs_compiler
+@pytest.mark.parametrize("group", [0, 64])
+def test_the_sums_of_some_tiles_at_a_time(monkeypatch, group):
+    """As CUDA takes 8 rows: threadgroup memory has room for 4 of 7 tiles."""
+    monkeypatch.setattr(module, "_CORES", 1)
+    monkeypatch.setattr(module, "_TILE_SIMDGROUPS", {"metal": 16})
+    inputs = random_inputs(8, 104, 512, group, F16, F16)
+    template = dict(TILES.launch("metal", *inputs).template)
+    assert (template["TILES"], template["PHASE"]) == (7, 4)
+    assert error(simulate_all_orders(TILES, inputs)[0], exact(*inputs)) < ALLOWED[F16]
+
+
+@needs_compiler
 @pytest.mark.parametrize("kernel", [TILES, LANES], ids=lambda kernel: kernel.name)
 def test_a_large_mean_does_not_cancel(kernel):
     x, w, scales = random_inputs(2, 16, 512, 64, F32, F32)
