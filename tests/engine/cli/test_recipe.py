@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from russet.converters.recipes import RECIPES
+from russet.converters.recipes.share_kv import ShareOptions
 from russet.engine.cli import main
 from russet.engine.cli.recipe import NAMES
 from russet.engine.cli.training import BarListener, LineListener
@@ -43,7 +45,7 @@ def test_a_recipe_is_run_and_reported(folders: tuple[Path, Path], tmp_path: Path
     code, output = run("share_kv", source, tmp_path / "dst", data, "-o", "share=0.67", "--json")
     assert code == 0, output
     report = json.loads(output.splitlines()[-1])
-    assert report["steps"] == 4 and report["options"] == {"share": 0.67, "blend": 0.2, "trained": "all"}
+    assert report["steps"] == 4 and report["options"] == {**asdict(ShareOptions()), "share": 0.67}
     config = json.loads((tmp_path / "dst" / "config.json").read_text())
     assert config["russet"] == {"kv_source": [None, 0, 0]}
 
