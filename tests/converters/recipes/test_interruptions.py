@@ -134,8 +134,8 @@ def test_the_setting_that_differs_is_named_alone(make_run: MakeRun) -> None:
 
 def test_other_options_are_another_run(make_run: MakeRun) -> None:
     with pytest.raises(KeyboardInterrupt):
-        make_run("relufy", steps=6)(Interrupt(2))
-    with pytest.raises(TrainingError, match=r"a run with options sparsity 0\.9, not 0\.8; resume it"):
+        make_run("relufy", steps=6, options=ReluOptions(sparsity=0.7))(Interrupt(2))
+    with pytest.raises(TrainingError, match=r"a run with options sparsity 0\.7, not 0\.8; resume it"):
         make_run("relufy", steps=6, resume=True, options=ReluOptions(sparsity=0.8))()
 
 
