@@ -13,7 +13,7 @@ from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
 from russet.engine.prefill.exact import exact_instead
 from russet.engine.prefill.importance import Aggregated, Scorer, Watch, score
-from russet.engine.prefill.pruning import FIRST, LAST, Schedule, Staged, select
+from russet.engine.prefill.pruning import FIRST, LAST, Schedule, TwoCuts, select
 from russet.engine.prefill.revival import AuxCache, Revival
 from russet.models.decoder import Decoder
 from russet.models.rope import contiguous
@@ -21,8 +21,10 @@ from russet.models.rope import contiguous
 SHORTEST = 64
 """Prompts of fewer new tokens run exactly: there is next to nothing to leave out."""
 
-LEAST = 160
-"""Tokens that the default schedule leaves to every layer: those that are never dropped are 36 of them."""
+LEAST = 225
+"""Tokens that the default schedule leaves to every layer; shorter prompts run exactly.
+
+Of 1024 tokens with a needle in them, 225 kept it in 97 % of 73 rows and 160 in 68 %, where exact prefill found 99 %."""
 
 
 class LazyLLM:
@@ -49,7 +51,7 @@ class LazyLLM:
             raise InvalidOptionError(f"keep is {keep}; it is a share of the prompt, above 0 and at most 1.")
         if revive < 0 or revive_steps < 0:
             raise InvalidOptionError(f"revive is {revive} and revive_steps {revive_steps}; neither can be negative.")
-        self.schedule = schedule or default_schedule(keep)
+        self.schedule = schedule or TwoCuts(keep, LEAST)
         self.scorer = scorer or Aggregated()
         self.revive = revive if revive_steps else 0
         self.revive_steps = revive_steps
@@ -130,12 +132,6 @@ class LazyLLM:
         if writer + 1 < count:
             h = decoder.run(h, range(writer + 1, count), int(rows[-1]), cache)
         return decoder.head(h)[:, -1]
-
-
-def default_schedule(keep: float) -> Schedule:
-    """Two cuts, at 30 % and 60 % of the depth, that leave `keep` of the prompt, or `LEAST`, to the last layers."""
-    first = keep ** (2 / 3)
-    return Staged({0.3: first, 0.6: keep / first}, LEAST)
 
 
 def _rows(h: mx.array, chosen: np.ndarray) -> mx.array:

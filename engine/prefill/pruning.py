@@ -34,12 +34,11 @@ class Schedule(Protocol):
 class Staged:
     """LazyLLM's staged pruning (arXiv 2407.14057, figure 4).
 
-    `shares` maps a depth, as a share of the layers, to the share of the remaining tokens that go on from there; no
-    fewer than `least` do. Raises `InvalidOptionError` for depths or shares that are none.
+    `shares` maps a depth, as a share of the layers, to the share of the remaining tokens that go on from there. Raises
+    `InvalidOptionError` for depths or shares that are none.
     """
 
     shares: Mapping[float, float]
-    least: int = 1
 
     def __post_init__(self) -> None:
         for depth, share in self.shares.items():
@@ -52,7 +51,26 @@ class Staged:
         for depth in sorted(self.shares):
             share *= self.shares[depth]
             wanted[_layer(depth, layers)] = share
-        return _falling(wanted, layers, tokens, self.least)
+        return _falling(wanted, layers, tokens)
+
+
+@dataclass(frozen=True)
+class TwoCuts:
+    """Cuts at 30 % and 60 % of the depth that leave `keep` of the prompt, or `least` tokens of it, to the last layers.
+
+    Where `least` counts, the first cut leaves more as well: the second cannot bring back what it loses. Raises
+    `InvalidOptionError` for a share that is none.
+    """
+
+    keep: float
+    least: int
+
+    def __post_init__(self) -> None:
+        _check("share", self.keep)
+
+    def kept(self, layers: int, tokens: int) -> dict[int, int]:
+        share = min(1.0, max(self.keep, self.least / tokens))
+        return _falling({_layer(0.3, layers): share ** (2 / 3), _layer(0.6, layers): share}, layers, tokens)
 
 
 @dataclass(frozen=True)
@@ -134,12 +152,12 @@ def _layer(depth: float, layers: int) -> int:
     return max(1, int(depth * layers + 1e-9))
 
 
-def _falling(wanted: dict[int, float], layers: int, tokens: int, least: int = 1) -> dict[int, int]:
+def _falling(wanted: dict[int, float], layers: int, tokens: int) -> dict[int, int]:
     """Whole numbers of tokens, for the layers that exist and where the number really falls."""
     kept: dict[int, int] = {}
     left = tokens
     for layer, share in sorted(wanted.items()):
-        count = max(least, round(share * tokens))
+        count = max(1, round(share * tokens))
         if layer < layers and count < left:
             kept[layer] = left = count
     return kept

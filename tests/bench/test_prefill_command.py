@@ -28,7 +28,7 @@ def command(tiny_folder: Path, tmp_path: Path) -> Callable[..., Result]:
     return invoke
 
 
-STRATEGIES = "lazyllm:0.5,superposition:1+cached,truncate:0.5"
+STRATEGIES = "lazyllm:0.5@0.3,superposition:1+cached,truncate:0.5"
 
 
 def test_a_real_run_from_data_to_json_table_and_plot(command: Callable[..., Result], tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_real_run_from_data_to_json_table_and_plot(command: Callable[..., Resu
     assert [row["id"] for row in task["rows"]] == ["squad/0", "squad/1"] and task["skipped"] == 1
     assert task["summary"]["exact"]["speed_up"]["value"] == 1.0
     assert task["summary"]["truncate:0.5"]["computed"] == pytest.approx(0.5, abs=0.02)
-    assert 0 < task["summary"]["lazyllm:0.5"]["computed"] < 1
+    assert 0 < task["summary"]["lazyllm:0.5@0.3"]["computed"] < 1
     first = task["rows"][0]["runs"]
     assert [first[name]["ran"] for name in report["strategies"]] == [
         *("exact", "lazyllm", "superposition", "truncate:0.5"),

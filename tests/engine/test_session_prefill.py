@@ -19,10 +19,11 @@ from russet.engine.prefill.specprefill import SpecPrefill
 
 OPTIONS: dict[str, Any] = {"max_tokens": 5, "logit_bias": {258: -1e9}}
 LONG = "All happy families are alike. " * 5
+CUT = Staged({0.34: 0.3})
 
 lossy = pytest.mark.parametrize(
     "prefill",
-    [LazyLLM(0.3), LazyLLM(0.3, revive=2), SpecPrefill(0.3, min_prompt=64)],
+    [LazyLLM(schedule=CUT), LazyLLM(schedule=CUT, revive=2), SpecPrefill(0.3, min_prompt=64)],
     ids=["lazyllm", "revive", "spec"],
 )
 
@@ -93,14 +94,14 @@ def test_a_lossy_turn_starts_from_exact_rows_and_gives_them_back(tiny_model: rus
 
 
 def test_a_strategy_that_falls_back_to_exact_keeps_its_rows(tiny_model: russet.Model) -> None:
-    session = tiny_model.session(prefill=LazyLLM(0.3), **OPTIONS)
+    session = tiny_model.session(prefill=LazyLLM(schedule=CUT), **OPTIONS)
     reply = session.respond("Hi")
     assert reply.exact and reply.note and session.cached_tokens >= reply.prompt_tokens
     assert_exact(session, tiny_model)
 
 
 def test_an_interrupted_lossy_turn_leaves_no_row_behind(tiny_model: russet.Model) -> None:
-    session = tiny_model.session(prefill=LazyLLM(0.3), **OPTIONS)
+    session = tiny_model.session(prefill=LazyLLM(schedule=CUT), **OPTIONS)
     pieces = session.stream(LONG)
     next(pieces)
     pieces.close()
@@ -111,21 +112,21 @@ def test_an_interrupted_lossy_turn_leaves_no_row_behind(tiny_model: russet.Model
 def test_what_is_saved_is_exact(tiny_model: russet.Model, tmp_path: Path) -> None:
     session = tiny_model.session(**OPTIONS)
     session.respond("Hi")
-    session.prefill = LazyLLM(0.3)
+    session.prefill = LazyLLM(schedule=CUT)
     pieces = session.stream(LONG)
     next(pieces)
     session.save(tmp_path / "midway")
     pieces.close()
     session.save(tmp_path / "after")
     for name in ("midway", "after"):
-        loaded = tiny_model.load_session(tmp_path / name, prefill=LazyLLM(0.5), **OPTIONS)
+        loaded = tiny_model.load_session(tmp_path / name, prefill=LazyLLM(schedule=CUT), **OPTIONS)
         assert loaded.cached_tokens > 0 and isinstance(loaded.prefill, LazyLLM)
         assert_exact(loaded, tiny_model)
 
 
 def test_a_lossy_session_leaves_nothing_in_the_prefix_cache(tiny_folder: Path, tmp_path: Path) -> None:
     model = russet.load(tiny_folder, prefix_cache=tmp_path / "prefixes")
-    model.session(prefill=LazyLLM(0.3), **OPTIONS).respond(LONG * 2)
+    model.session(prefill=LazyLLM(schedule=CUT), **OPTIONS).respond(LONG * 2)
     assert not (tmp_path / "prefixes").exists()
 
 

@@ -115,9 +115,9 @@ def run_tiny(folder: Path, *arguments: str | Path) -> dict:
 
 @pytest.mark.parametrize("name", ["lazyllm", "specprefill"])
 def test_a_real_reply_tells_what_was_computed(tiny_folder: Path, name: str) -> None:
-    told = run_tiny(tiny_folder, "-p", "abcdefghij" * 20, "--prefill", name, "--keep", "0.3")
+    told = run_tiny(tiny_folder, "-p", "abcdefghij" * 30, "--prefill", name, "--keep", "0.3")
     assert (told["strategy"], told["exact"], told["note"]) == (name, False, "")
-    assert len(told["layer_tokens"]) == 3 and 0 < told["layer_tokens"][1] < 200
+    assert len(told["layer_tokens"]) == 3 and 0 < told["layer_tokens"][1] < 300
     assert (told["revived"], told["cached_tokens"]) == (0, 0)
 
 

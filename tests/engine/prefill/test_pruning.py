@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from russet.engine.errors import InvalidOptionError
-from russet.engine.prefill.pruning import Linear, Staged, parse_schedule, select
+from russet.engine.prefill.pruning import Linear, Staged, TwoCuts, parse_schedule, select
 
 
 def linear_cost(kept: dict[int, int], layers: int, tokens: int) -> float:
@@ -67,6 +67,14 @@ def test_shares_and_depths_are_checked(shares: dict[float, float]) -> None:
 def test_linear_must_fall(arguments: tuple[float, ...]) -> None:
     with pytest.raises(InvalidOptionError, match="shares must fall, and depths must rise"):
         Linear(*arguments)
+
+
+def test_two_cuts_leave_more_of_a_short_prompt() -> None:
+    assert TwoCuts(0.1, 225).kept(10, 4000) == {3: round(4000 * 0.1 ** (2 / 3)), 6: 400}
+    # As a `keep` of 225 / 1024 would, at both cuts.
+    assert TwoCuts(0.1, 225).kept(30, 1024) == TwoCuts(225 / 1024, 1).kept(30, 1024) == {9: 373, 18: 225}
+    assert TwoCuts(0.1, 225).kept(10, 225) == {}
+    assert TwoCuts(1.0, 1).kept(10, 1000) == {}
 
 
 def test_selection_takes_the_best_and_the_protected_in_order() -> None:
