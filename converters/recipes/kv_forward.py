@@ -79,11 +79,14 @@ class MixedRows(SequenceRows):
         return keys, values, mx.concatenate([seen & ~self.own, seen & self.own], axis=-1)
 
 
-def met_as_own(tokens: mx.array, near: int, real: float) -> mx.array:
+def met_as_own(tokens: mx.array, near: int, real: float) -> mx.array | None:
     """Which queries meet which positions' own rows, [batch, 1, rows, rows]: the last `near`, and a share `real`.
 
+    None with `near` 0: no query meets any, its own included.
     The share are runs of `RUN` tokens, drawn from a seed that the text decides, so that a step can be repeated.
     """
+    if not near:
+        return None
     batch, rows = tokens.shape
     seed = (tokens.astype(mx.uint32) * mx.arange(1, rows + 1, dtype=mx.uint32)).sum()
     drawn = mx.random.uniform(shape=(batch, -(-rows // RUN)), key=mx.stack([seed, mx.array(RUN, dtype=mx.uint32)]))

@@ -172,7 +172,7 @@ class KVPredictor(Recipe):
         true = base.run(h, range(self.shared, count), 0, _as_cache(FullSequence(base.config)), probe=watch)
         truth = Teacher(Rows(mx.stop_gradient(base.norm(true)), []), head_of(base))
         seen, last = self._auxiliary(params, h, watch)
-        own = met_as_own(batch.tokens, self._options.near, self._options.real) if self._options.near else None
+        own = met_as_own(batch.tokens, self._options.near, self._options.real)
         predicted, terms = self._rows(params, base, seen, watch, own)
         rows = Rows(base.norm(base.run(h, range(self.shared, count), 0, _as_cache(predicted))), [])
         wanted = self.weights_of_loss
