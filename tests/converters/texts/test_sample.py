@@ -89,7 +89,7 @@ def test_rows_are_cut_where_they_begin_to_go_round_in_circles(
     begun = ids[np.concatenate([[0], np.cumsum(lengths)[:-1]])]
     assert all(length == {1: 32, 2: 64}[begin % 3] for length, begin in zip(lengths, begun, strict=True))
     monkeypatch.setattr(module, "before_loop", lambda row: 1)
-    with pytest.raises(TrainingDataError, match="Of 256 tokens that tiny0 wrote 0 came before"):
+    with pytest.raises(TrainingDataError, match=f"Of 256 tokens that {tiny_folder.name} wrote 0 came before"):
         sample(tiny_folder, tmp_path / "none")
 
 
