@@ -186,8 +186,8 @@ class KVPredictor(Recipe):
         return total, terms
 
     def write(self, folder: Path, params: Params) -> None:
-        """A predictor's folder (engine/prefill/predictor_folder.py)."""
-        write_predictor(self.predictor(params), folder)
+        """A predictor's folder (engine/prefill/predictor_folder.py), in 8 bits."""
+        write_predictor(self.predictor(params), folder, packed=True)
 
     def report(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
         """What kv_report.py measures."""

@@ -19,11 +19,13 @@ from russet.engine.storage import require_space, writing
 from russet.models.safetensors_file import SafetensorsFile, open_safetensors
 
 FORMAT = "russet-kv-predictor"
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)
+"""Version 2 had maps in floating point only."""
 DESCRIPTION = "predictor.json"
 TENSORS = "predictor.safetensors"
 OWN = "auxiliary."
-OWN_BITS, OWN_GROUP = 8, 64
+BITS, GROUP = 8, 64
 MAX_DESCRIPTION_BYTES = 1_000_000
 MAX_LAYERS = 10_000
 MAX_SIZE = 10_000_000
@@ -33,8 +35,8 @@ _SAMPLES = ("embedding", "values")
 _FLOATS = ("F32", "F16", "BF16")
 
 
-def save_predictor(predictor: Predictor, folder: Path) -> None:
-    """Write a predictor to a folder that does not exist yet, whole or not at all.
+def save_predictor(predictor: Predictor, folder: Path, packed: bool = False) -> None:
+    """Write a predictor to a folder that does not exist yet, whole or not at all; `packed` stores its maps in 8 bits.
 
     Raises `OutputExistsError`, `StorageError`, and `PredictorError` where the auxiliary's name is not a plain one.
     """
@@ -44,16 +46,18 @@ def save_predictor(predictor: Predictor, folder: Path) -> None:
     with writing(folder):
         try:
             partial.mkdir(parents=True)
-            write_predictor(predictor, partial)
+            write_predictor(predictor, partial, packed)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_predictor(predictor: Predictor, folder: Path) -> None:
-    """Fill an empty folder; raises what `save_predictor` raises."""
+def write_predictor(predictor: Predictor, folder: Path, packed: bool = False) -> None:
+    """Fill an empty folder; arguments and errors are those of `save_predictor`."""
     described: dict[str, Any] = {"format": FORMAT, "version": VERSION, "base": _describe(predictor.base)}
-    arrays = {**predictor.weights, **_samples("base", predictor.base), **_packed(predictor.own)}
+    own = {f"{OWN}{name}.weight": array for name, array in predictor.own.items()}
+    maps = _packed(predictor.weights) if packed else predictor.weights
+    arrays = {**maps, **_samples("base", predictor.base), **_packed(own)}
     if isinstance(predictor.auxiliary, Identity):
         _check_name(predictor.auxiliary.name)
         described["auxiliary"] = _describe(predictor.auxiliary)
@@ -79,8 +83,8 @@ def load_predictor(folder: Path) -> Predictor:
         file = open_safetensors(folder / TENSORS)
         base = _identity(file, "base", described.get("base"))
         auxiliary = _auxiliary(file, described.get("auxiliary"))
-        weights = {name: _tensor(file, name) for name in file.tensors if name.startswith("layers.")}
-        own = _own(file)
+        weights = _expanded(file, "layers.")
+        own = {n[len(OWN) :].removesuffix(".weight"): array for n, array in _expanded(file, OWN, ".weight").items()}
         layers, unmapped = _layer_map(described.get("layer_map")), _unmapped(described.get("unmapped"))
         return Predictor(base, auxiliary, layers, weights, _inputs(described.get("inputs")), unmapped, own)
     except CheckpointError as error:
@@ -98,10 +102,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise PredictorError(f"{path} could not be read ({error}); make or fetch the predictor again.") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise PredictorError(f"{path} does not describe a KV predictor; its format should be {FORMAT!r}.")
-    if described.get("version") != VERSION:
+    if described.get("version") not in READABLE:
         raise PredictorError(
-            f"{path} has version {described.get('version')!r} and this Russet reads version {VERSION}; use the Russet "
-            "that made it, or make it again."
+            f"{path} has version {described.get('version')!r} and this Russet reads {READABLE[0]} and {VERSION}; use "
+            "the Russet that made it, or make it again."
         )
     return described
 
@@ -119,36 +123,36 @@ def _samples(role: str, identity: Identity) -> dict[str, mx.array]:
     return {f"{role}.{part}": mx.array(array) for part, array in zip(_SAMPLES, identity.sample, strict=True)}
 
 
-def _packed(own: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The auxiliary's own layers as they are stored: matrices in 8 bits where groups fit, all else in float16."""
-    arrays: dict[str, mx.array] = {}
-    for name, array in own.items():
+def _packed(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Arrays as they are stored: matrices in 8 bits where groups fit, all else in float16."""
+    stored: dict[str, mx.array] = {}
+    for name, array in arrays.items():
         half = array.astype(mx.float16)
-        if array.ndim == 2 and array.shape[1] % OWN_GROUP == 0:
-            parts = zip(("weight", "scales", "biases"), mx.quantize(half, OWN_GROUP, OWN_BITS), strict=True)
-            arrays.update({f"{OWN}{name}.{part}": packed for part, packed in parts})
+        if array.ndim == 2 and array.shape[1] % GROUP == 0:
+            parts = zip(("weight", "scales", "biases"), mx.quantize(half, GROUP, BITS), strict=True)
+            stored |= {f"{name.removesuffix('.weight')}.{part}": packed for part, packed in parts}
         else:
-            arrays[f"{OWN}{name}.weight"] = half
-    return arrays
+            stored[name] = half
+    return stored
 
 
-def _own(file: SafetensorsFile) -> dict[str, mx.array]:
-    """The auxiliary's own layers, expanded; own_layers.py compares their shapes with the base's."""
-    own: dict[str, mx.array] = {}
+def _expanded(file: SafetensorsFile, prefix: str, suffix: str = "") -> dict[str, mx.array]:
+    """Arrays whose names begin and end so, expanded where they are packed; their shapes are compared elsewhere."""
+    arrays: dict[str, mx.array] = {}
     for name in file.tensors:
-        if not (name.startswith(OWN) and name.endswith(".weight")):
+        if not (name.startswith(prefix) and name.endswith(suffix)) or name.endswith((".scales", ".biases")):
             continue
         base = name.removesuffix(".weight")
-        if f"{base}.scales" not in file.tensors:
-            own[base.removeprefix(OWN)] = _tensor(file, name)
+        if base == name or f"{base}.scales" not in file.tensors:
+            arrays[name] = _tensor(file, name)
             continue
         scales, offsets = _tensor(file, f"{base}.scales"), _tensor(file, f"{base}.biases")
         stored = file.tensors[name]
-        width = scales.shape[-1] * OWN_GROUP * OWN_BITS // 32
+        width = scales.shape[-1] * GROUP * BITS // 32
         if stored.dtype != "U32" or stored.shape != (*scales.shape[:1], width) or scales.shape != offsets.shape:
-            raise PredictorError(f"{name} is not {OWN_BITS}-bit weights in groups of {OWN_GROUP}; it is damaged.")
-        own[base.removeprefix(OWN)] = mx.dequantize(file.read(name), scales, offsets, OWN_GROUP, OWN_BITS)
-    return own
+            raise PredictorError(f"{name} is not {BITS}-bit weights in groups of {GROUP}; it is damaged.")
+        arrays[name] = mx.dequantize(file.read(name), scales, offsets, GROUP, BITS)
+    return arrays
 
 
 def _auxiliary(file: SafetensorsFile, entry: Any) -> Identity | tuple[int, ...]:

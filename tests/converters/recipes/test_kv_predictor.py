@@ -135,8 +135,7 @@ def test_generation_reads_the_rows_that_training_computed(
     mx.random.seed(0)
     params = {name: array + 0.02 * mx.random.normal(array.shape) for name, array in params.items()}
     params = {name: array.astype(mx.float16).astype(mx.float32) for name, array in params.items()}
-    (tmp_path / "p").mkdir()
-    recipe.write(tmp_path / "p", params)
+    save_predictor(recipe.predictor(params), tmp_path / "p")
     tokens = batches[0].tokens[:1]
     base, h, watch = recipe._shared_rows(tokens)
     base.run(h, range(recipe.shared, 3), 0, base.new_cache(), probe=watch)
@@ -154,6 +153,18 @@ def test_generation_reads_the_rows_that_training_computed(
         expected = given.slots[layer].rows
         for found, wanted in zip((keys, values), expected, strict=True):
             assert mx.abs(found[:, :, :24] - wanted).max() < allowed * mx.abs(wanted).max(), layer
+
+
+def test_maps_are_written_in_8_bits(source: Source, batches: list[Batch], tmp_path: Path) -> None:
+    recipe, params = opened(source, VARIANTS["trained"], batches)
+    recipe.write(tmp_path, params)
+    stored = mx.load(str(tmp_path / "predictor.safetensors"))
+    assert isinstance(stored, dict) and stored["layers.2.keys.weight"].dtype == mx.uint32
+    assert stored["auxiliary.layers.1.up.weight"].dtype == mx.uint32
+    given, loaded = recipe.predictor(params), load_predictor(tmp_path)
+    assert loaded.weights.keys() == given.weights.keys() and loaded.own.keys() == given.own.keys()
+    for name, array in given.weights.items():
+        assert mx.allclose(loaded.weights[name], array, atol=0.01 * mx.abs(array).max().item()), name
 
 
 def test_a_pass_of_own_rows_is_the_base_s(source: Source, batches: list[Batch]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from russet.engine.errors import OutputExistsError, PredictorError
-from russet.engine.prefill.identity import EQUAL, Identity
+from russet.engine.prefill.identity import EQUAL, SAMPLE_TOKENS, Identity
 from russet.engine.prefill.predictor import Predictor, Seen, expected_shapes, layer_map, spread
 from russet.engine.prefill.predictor_folder import load_predictor, save_predictor
 from russet.models.config import DecoderConfig, LayerSpec, Rope
@@ -104,6 +104,37 @@ def test_a_folder_gives_back_what_was_saved(canonical: Predictor, tmp_path: Path
     assert all(mx.array_equal(loaded.weights[name], canonical.weights[name]) for name in loaded.weights)
 
 
+def test_packed_maps_come_back_in_8_bits(tmp_path: Path) -> None:
+    """Only matrices are packed, and each number comes back within two steps of its group."""
+    sample = np.ones((SAMPLE_TOKENS, 64), np.float32)
+    base = Identity("wide", 64, 72, ((2, 32),) * 3, (sample, sample))
+    shapes = expected_shapes((0, 0, 0), base.keys_values, base.keys_values, base.hidden_dim)
+    generator = np.random.default_rng(0)
+    maps = {name: mx.array(generator.normal(size=shape), dtype=mx.float16) for name, shape in shapes.items()}
+    predictor = Predictor(base, (0, 1, 2), (0, 0, 0), maps, "normed")
+    save_predictor(predictor, tmp_path / "plain")
+    save_predictor(predictor, tmp_path / "packed", packed=True)
+    loaded = load_predictor(tmp_path / "packed").weights
+    assert loaded.keys() == maps.keys() and load_predictor(tmp_path / "plain").weights.keys() == maps.keys()
+    for name, array in maps.items():
+        if name.endswith(".bias"):
+            assert mx.array_equal(loaded[name], array)
+            continue
+        groups = np.array(array, dtype=np.float32).reshape(-1, 64)
+        apart = np.abs(np.array(loaded[name], dtype=np.float32).reshape(-1, 64) - groups).max(axis=1)
+        # A step is about a 255th of a group's range; zero is a level, which moves the others.
+        assert apart.max() > 0 and (apart <= 2 * np.ptp(groups, axis=1) / 255).all()
+    plain, packed = ((tmp_path / kind / "predictor.safetensors").stat().st_size for kind in ("plain", "packed"))
+    assert packed < 0.7 * plain
+
+
+def test_folders_of_version_2_are_read(canonical: Predictor, tmp_path: Path) -> None:
+    save_predictor(canonical, tmp_path / "p")
+    path = tmp_path / "p" / "predictor.json"
+    path.write_text(path.read_text().replace('"version": 3', '"version": 2'))
+    assert load_predictor(tmp_path / "p").weights.keys() == canonical.weights.keys()
+
+
 @pytest.mark.parametrize("variant", ["afm", "openelm"])
 def test_layers_of_the_base_are_saved_as_numbers(variant: str, tmp_path: Path) -> None:
     decoder = load_decoder(GOLDEN / variant, dtype="float32")
@@ -179,7 +210,7 @@ def edit(folder: Path, change: Any) -> None:
 
 DESCRIPTIONS = [
     (lambda d: d.update(format="other"), "does not describe a KV predictor"),
-    (lambda d: d.update(version=1), "this Russet reads version 2"),
+    (lambda d: d.update(version=1), "this Russet reads 2 and 3"),
     (lambda d: d.pop("base"), "'base' of predictor.json has not the name and sizes"),
     (lambda d: d["base"].update(hidden_dim="32"), "'base' of predictor.json has not the name and sizes"),
     (lambda d: d["base"].update(keys_values=[[2, 8], 7]), "'base' of predictor.json has not the name and sizes"),
