@@ -41,6 +41,7 @@ class Written:
 
     def __init__(self, states: Pair, start: Value, end: Value) -> None:
         self._states, self._start, self._end = states, start, end
+        self._known: dict[int, Pair] = {}
 
     def store(self, slot: int, spec: LayerSpec, rows: Pair) -> None:
         begin = [slot, 0, 0, self._start, 0]
@@ -49,8 +50,11 @@ class Written:
         self._states = keys, values
 
     def read(self, slot: int, spec: LayerSpec) -> Pair:
-        keys, values = (_rows(state, slot, spec, self._end) for state in self._states)
-        return keys, values
+        # Read once: Apple's runtime on a CPU fails where a slot is read again after another one was written.
+        if slot not in self._known:
+            keys, values = (_rows(state, slot, spec, self._end) for state in self._states)
+            self._known[slot] = keys, values
+        return self._known[slot]
 
     def final(self) -> Pair:
         return self._states

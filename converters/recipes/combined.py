@@ -34,6 +34,7 @@ class CombinedOptions(QatOptions):
     penalty: float = 60.0
     anneal: float = 0.5
     share: float = 3 / 8
+    slots: int = 1
     blend: float = 0.15
 
 
@@ -73,7 +74,9 @@ class Combined(QAT2):
         layers = read_decoder(raw).layers
         if any(layer.activation != "relu" for layer in layers):
             raw = relu_gates(raw)
-        return share_last(raw, self.own.share) if all(layer.kv_source is None for layer in layers) else raw
+        return (
+            share_last(raw, self.own.share, self.own.slots) if all(layer.kv_source is None for layer in layers) else raw
+        )
 
     def start(self) -> Params:
         if self.rounds:

@@ -31,11 +31,13 @@ from russet.models.variant import set_kv_sources
 class ShareOptions(Options):
     """`share` is the part of the layers that lose their keys and values, counted from the end.
 
-    `blend` is the part of the training in which their own rows fade out. `trained` is "all", or "readers" for the
-    layer whose rows are shared, those that read them, and the last norm: what comes before stays the source's.
+    They read the rows of the last `slots` layers before them, by turns: with 1 all those of the last one. `blend` is
+    the part of the training in which their own rows fade out. `trained` is "all", or "readers" for the layers from the
+    first one on whose rows are shared, and the last norm: what comes before stays the source's.
     """
 
     share: float = 3 / 8
+    slots: int = 1
     blend: float = 0.1
     trained: str = "all"
 
@@ -49,7 +51,8 @@ class ShareKV(Recipe):
     objective: ClassVar[Objective] = Objective(kl=1.0, hidden=0.5)
 
     def configure(self, raw: dict[str, Any]) -> dict[str, Any]:
-        return share_last(raw, share_options(self.options).share)
+        options = share_options(self.options)
+        return share_last(raw, options.share, options.slots)
 
     def start(self) -> Params:
         weights = self.source.weights if share_options(self.options).blend else super().start()
@@ -63,8 +66,13 @@ class ShareKV(Recipe):
         """The source's arrays that are not trained."""
         if share_options(self.options).trained == "all":
             return {}
-        first = self.config.last_writer
+        first = self._first
         return {name: array for name, array in self.source.weights.items() if _layer(name) < first}
+
+    @property
+    def _first(self) -> int:
+        """The first layer whose rows are shared."""
+        return min(layer.kv_source for layer in self.config.layers if layer.kv_source is not None)
 
     def decoder(self, params: Params, at: mx.array) -> Decoder:
         config = self.source.config if share_options(self.options).blend else self.config
@@ -75,7 +83,7 @@ class ShareKV(Recipe):
 
     def loss(self, params: Params, batch: Batch, teacher: Teacher | None, at: mx.array) -> Loss:
         """As of every recipe; layers that stay the teacher's are not run again, where its outputs are kept."""
-        first, wanted = self.config.last_writer, self.weights_of_loss
+        first, wanted = self._first, self.weights_of_loss
         if not self._fixed or self.teacher is not self.source or teacher is None or not teacher.rows.layers:
             return super().loss(params, batch, teacher, at)
         decoder = self.decoder(params, at)
@@ -158,8 +166,11 @@ def kv_report(before: DecoderConfig, after: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def share_last(raw: dict[str, Any], share: float) -> dict[str, Any]:
-    """config.json with the last `share` of its layers reading the last layer before them."""
+def share_last(raw: dict[str, Any], share: float, slots: int = 1) -> dict[str, Any]:
+    """config.json with the last `share` of its layers reading the last `slots` layers before them, by turns.
+
+    The first reader reads the last of those, the second the one before it.
+    """
     layers = read_decoder(raw).layers
     readers = int(share * len(layers))
     if not 0 < readers < len(layers):
@@ -170,4 +181,8 @@ def share_last(raw: dict[str, Any], share: float) -> dict[str, Any]:
     if any(layer.kv_source is not None for layer in layers):
         raise InvalidOptionError("Some of the source's layers share keys and values already; give a model without.")
     owners = len(layers) - readers
-    return set_kv_sources(raw, [None] * owners + [owners - 1] * readers)
+    if not 0 < slots <= min(owners, readers):
+        raise InvalidOptionError(
+            f"slots is {slots}, but {readers} layers are to read those of {owners}; give 1 to {min(owners, readers)}."
+        )
+    return set_kv_sources(raw, [None] * owners + [owners - 1 - i % slots for i in range(readers)])

@@ -31,6 +31,7 @@ FAMILIES = [
     ("gemma3-scaled", {}),
     ("openelm", {}),
     ("afm", {}),
+    ("llama", {"russet": {"kv_source": [None, None, 0]}}),
 ]
 
 

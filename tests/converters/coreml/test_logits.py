@@ -34,6 +34,7 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("gemma3-scaled", {"query_pre_attn_scalar": 16}),
     ("openelm", {}),
     ("afm", {}),
+    ("llama", {"russet": {"kv_source": [None, None, 0]}}),
 ]
 IDS = [f"{name} {' '.join(map(str, changes.values()))}".strip() for name, changes in MODELS]
 

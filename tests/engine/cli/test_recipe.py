@@ -97,7 +97,7 @@ def test_a_terminal_sees_a_bar_that_starts_where_the_run_went_on(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["-o", "colour=red"], "share_kv has no setting 'colour'; it has share, blend, trained."),
+        (["-o", "colour=red"], "share_kv has no setting 'colour'; it has share, slots, blend, trained."),
         (["-o", "share=red"], "share is 'red'; float is expected."),
         (["-o", "share=0.1"], "A share of 0.1 leaves 0 of 3 layers"),
         (["--teacher", "smollm3"], "There is no model smollm3"),
