@@ -1,7 +1,7 @@
 """The last 3/8 of the layers read an earlier layer's keys and values (Apple's on-device model of 2025, split 5:3).
 
-Their key and value projections go; prefill needs none of their work, and the cache none of their rows. Over the first
-steps each of them reads a mixture of its own rows and the shared ones that ends with the shared ones alone.
+Their key and value projections go; prefill needs none of their work, and the cache none of their rows. Their queries
+and output projections are solved for at the start, so that they make do with the rows they read (reader_fit.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import mlx.core as mx
 from russet.converters.recipes.base import Batch, Exported, Loss, Objective, Options, Recipe, Teacher
 from russet.converters.recipes.forward import FullSequence, SequenceRows, decoder_of, rows_after
 from russet.converters.recipes.losses import head_loss, hidden_loss
+from russet.converters.recipes.reader_fit import fit_readers
 from russet.converters.recipes.source import Params
 from russet.engine.cache import KVCache
 from russet.engine.errors import InvalidOptionError
@@ -31,14 +32,15 @@ from russet.models.variant import set_kv_sources
 class ShareOptions(Options):
     """`share` is the part of the layers that lose their keys and values, counted from the end.
 
-    They read the rows of the last `slots` layers before them, by turns: with 1 all those of the last one. `blend` is
-    the part of the training in which their own rows fade out. `trained` is "all", or "readers" for the layers from the
-    first one on whose rows are shared, and the last norm: what comes before stays the source's.
+    They read the rows of the last `slots` layers before them, by turns: with 1 all those of the last one. Their queries
+    and output projections are solved for before the first step; with `blend`, their own rows fade out instead over that
+    part of the training. `trained` is "all", or "readers" for the layers from the first one on whose rows are shared,
+    and the last norm: what comes before stays the source's.
     """
 
     share: float = 3 / 8
     slots: int = 1
-    blend: float = 0.1
+    blend: float = 0.0
     trained: str = "all"
 
 
@@ -49,14 +51,23 @@ class ShareKV(Recipe):
     summary = "the last 3/8 of the layers read one earlier layer's keys and values"
     options_type: ClassVar[type[Options]] = ShareOptions
     objective: ClassVar[Objective] = Objective(kl=1.0, hidden=0.5)
+    calibration_tokens: ClassVar[int] = 1 << 15
+
+    def __init__(self, options: Options | None = None, objective: Objective | None = None) -> None:
+        super().__init__(options, objective)
+        self._fitted: Params = {}
 
     def configure(self, raw: dict[str, Any]) -> dict[str, Any]:
         options = share_options(self.options)
         return share_last(raw, options.share, options.slots)
 
+    def calibrate(self, batches: Sequence[Batch]) -> None:
+        if not share_options(self.options).blend:
+            self._fitted = fit_readers(self.source, self._readers, [batch.tokens for batch in batches])
+
     def start(self) -> Params:
         weights = self.source.weights if share_options(self.options).blend else super().start()
-        return {name: array for name, array in weights.items() if name not in self._fixed}
+        return {name: array for name, array in weights.items() if name not in self._fixed} | self._fitted
 
     def weights(self, params: Params, at: mx.array) -> Params:
         return self._fixed | params
@@ -70,9 +81,14 @@ class ShareKV(Recipe):
         return {name: array for name, array in self.source.weights.items() if _layer(name) < first}
 
     @property
+    def _readers(self) -> dict[int, int]:
+        """Layers that read another's rows, and whose."""
+        return {i: layer.kv_source for i, layer in enumerate(self.config.layers) if layer.kv_source is not None}
+
+    @property
     def _first(self) -> int:
         """The first layer whose rows are shared."""
-        return min(layer.kv_source for layer in self.config.layers if layer.kv_source is not None)
+        return min(self._readers.values())
 
     def decoder(self, params: Params, at: mx.array) -> Decoder:
         config = self.source.config if share_options(self.options).blend else self.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,12 +18,14 @@ from russet.converters.recipes.base import Batch, Objective, Recipe
 from russet.converters.recipes.combined import CombinedOptions
 from russet.converters.recipes.forward import decoder_of, hidden_rows
 from russet.converters.recipes.listener import Silent
+from russet.converters.recipes.reader_fit import _folded, _Sums, fit_readers
 from russet.converters.recipes.run import Run
 from russet.converters.recipes.share_kv import ShareOptions, share_last
 from russet.converters.recipes.source import Params, open_source
 from russet.converters.recipes.trainer import teacher_of
 from russet.engine.errors import InvalidOptionError
 from russet.models.families import family_of, read_decoder
+from russet.models.rope import Rotary
 from russet.models.shapes import expected_shapes
 
 TURNS = {"russet": {"kv_source": [None, None, None, 2, 1, 2]}}
@@ -61,7 +64,10 @@ def test_readers_take_turns() -> None:
 
 @pytest.mark.parametrize("blend", [0.5, 0.0])
 def test_it_goes_from_the_source_to_the_result(six: Path, tokens: mx.array, tmp_path: Path, blend: float) -> None:
-    source, recipe = open_source(six), recipe_class("share_kv")(ShareOptions(share=0.5, slots=2, blend=blend))
+    source, recipe = (
+        open_source(six),
+        recipe_class("share_kv")(ShareOptions(share=0.5, slots=2, blend=blend)),
+    )
     recipe.open(source, mx.float32)
 
     def rows_at(at: float) -> mx.array:
@@ -110,7 +116,7 @@ def test_it_learns_is_resumed_and_served(make_run: Callable[..., Run], six: Path
     (data / "train_01.bin").unlink()
     (data / "train_00.bin").write_bytes((data / "train_00.bin").read_bytes()[: 2 * 65])
     given = {
-        "steps": 12, "options": ShareOptions(share=0.5, slots=2, blend=0.2), "src": six, "settings": {"rate": 3e-4}
+        "steps": 12, "options": ShareOptions(share=0.5, slots=2), "src": six, "settings": {"rate": 3e-4}
     }  # fmt: skip
     run = make_run("share_kv", **given)
     report = run()
@@ -133,3 +139,70 @@ def test_combined_takes_turns_as_well(make_run: Callable[..., Run], six: Path) -
     run = make_run("combined", options=CombinedOptions(bits=16, share=0.5, slots=2), src=six)
     run()
     assert json.loads((run.dst / "config.json").read_text())["russet"] == TURNS["russet"]
+
+
+def test_a_layer_fitted_to_its_own_rows_stays_as_it_is(six: Path) -> None:
+    source = open_source(six)
+    found = fit_readers(source, {3: 3, 5: 5}, [mx.random.randint(0, 250, (4, 64), key=mx.random.key(1))])
+    assert sorted(found) == ["layers.3.o", "layers.3.q", "layers.5.o", "layers.5.q"]
+    for name, array in found.items():
+        np.testing.assert_allclose(array, source.weights[name], atol=0.03)
+
+
+@pytest.mark.parametrize(("interleaved", "dims"), [(False, 16), (True, 16), (False, 8)])
+def test_projections_for_rows_that_differ_by_what_can_be_folded_are_exact(
+    six: Path, interleaved: bool, dims: int
+) -> None:
+    """Own keys are other heads' turned and scaled, own values other heads' times a matrix: attention is the same."""
+    source = open_source(six)
+    spec = source.config.layers[3]
+    spec = replace(spec, rope=replace(spec.rope, interleaved=interleaved, dims=dims))
+    source = replace(source, config=replace(source.config, layers=(spec,) * 6))
+    keys, values = (mx.random.normal((1, 2, 200, 16), key=mx.random.key(i)) for i in (0, 1))
+    maps = mx.random.normal((2, 16, 16), key=mx.random.key(2))
+    # Turned by an angle and scaled: the pairs of a rotation at a position of its own for every head.
+    turns = [Rotary(spec.rope).at(position, 1, False) for position in (3, 11)]
+    turned = [turn(keys[0, h][:, None, None])[:, 0, 0] for h, turn in enumerate(turns)]
+    own_keys = mx.stack([1.5 * turned[1], 0.5 * turned[0]])[None]
+    own_values = mx.stack([values[:, 1] @ maps[0], values[:, 0] @ maps[1]], axis=1)
+    sums = _Sums(spec)
+    sums.add((keys, values), (own_keys, own_values))
+    stand_ins = sums.solve(keys=True)
+    assert [each.own for each in stand_ins] == [1, 0]
+    found = _folded(source, 3, stand_ins)
+    x, rotate = mx.random.normal((1, 200, 64), key=mx.random.key(4)), Rotary(spec.rope).at(0, 200, False)
+
+    def attended(q: mx.array, o: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        queries = rotate((x @ q.T).reshape(1, 200, 4, 16).transpose(0, 2, 1, 3))
+        mixed = mx.fast.scaled_dot_product_attention(queries, rotate(k), v, scale=0.25, mask="causal")
+        return mixed.transpose(0, 2, 1, 3).reshape(1, 200, 64) @ o.T
+
+    wanted = attended(source.weights["layers.3.q"], source.weights["layers.3.o"], own_keys, own_values)
+    ours = attended(found["layers.3.q"], found["layers.3.o"], keys, values)
+    assert mx.square(ours - wanted).sum().item() < 1e-4 * mx.square(wanted).sum().item()
+
+
+def test_queries_under_a_norm_keep_their_size() -> None:
+    golden = open_source(Path(__file__).parents[2] / "golden" / "qwen3")
+    found = fit_readers(golden, {2: 1}, [mx.random.randint(0, 60, (2, 32), key=mx.random.key(0))])
+    ours, theirs = (np.sort(np.array(q).ravel()) for q in (found["layers.2.q"], golden.weights["layers.2.q"]))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_uneven_heads_are_refused() -> None:
+    golden = open_source(Path(__file__).parents[2] / "golden" / "openelm")
+    heads = [layer.kv_heads for layer in golden.config.layers]
+    reader = next(i for i in range(1, len(heads)) if heads[i] != heads[0])
+    with pytest.raises(InvalidOptionError, match=r"set blend=0\.1"):
+        fit_readers(golden, {reader: 0}, [mx.zeros((1, 8), mx.int32)])
+
+
+def test_fitted_readers_begin_nearer_to_the_source(six: Path) -> None:
+    text = mx.random.randint(0, 250, (8, 65), key=mx.random.key(1))
+    recipe = recipe_class("share_kv")(ShareOptions(share=0.5, slots=2))
+    recipe.open(open_source(six), mx.float32)
+    batch, teacher = Batch(text[:, :-1], text[:, 1:]), teacher_of(recipe)(text[:, :-1])
+    plain = recipe.loss(recipe.start(), batch, teacher, mx.array(0.0))[1]["hidden"].item()
+    recipe.calibrate([batch])
+    fitted = recipe.loss(recipe.start(), batch, teacher, mx.array(0.0))[1]["hidden"].item()
+    assert fitted < 0.8 * plain
