@@ -48,7 +48,7 @@ class ShareKV(Recipe):
     """Cross-layer sharing of keys and values, repaired by distillation."""
 
     name = "share_kv"
-    summary = "the last 3/8 of the layers read one earlier layer's keys and values"
+    summary = "the last 3/8 of the layers read an earlier layer's keys and values"
     options_type: ClassVar[type[Options]] = ShareOptions
     objective: ClassVar[Objective] = Objective(kl=1.0, hidden=0.5)
     calibration_tokens: ClassVar[int] = 1 << 15
