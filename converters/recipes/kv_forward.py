@@ -79,11 +79,11 @@ class MixedRows(SequenceRows):
         return keys, values, mx.concatenate([seen & ~self.own, seen & self.own], axis=-1)
 
 
-def met_as_own(tokens: mx.array, near: int, real: float) -> mx.array | None:
+def met_as_own(tokens: mx.array, near: int, real: float, least: int = 0) -> mx.array | None:
     """Which queries meet which positions' own rows, [batch, 1, rows, rows]: the last `near`, and a share `real`.
 
-    None with `near` 0: no query meets any, its own included.
-    The share are runs of `RUN` tokens, drawn from a seed that the text decides, so that a step can be repeated.
+    None with `near` 0: no query meets any, its own included. With `least`, each text draws its number, from there to
+    `near`. The share are runs of `RUN` tokens, drawn from a seed that the text decides, so that a step can be repeated.
     """
     if not near:
         return None
@@ -92,7 +92,11 @@ def met_as_own(tokens: mx.array, near: int, real: float) -> mx.array | None:
     drawn = mx.random.uniform(shape=(batch, -(-rows // RUN)), key=mx.stack([seed, mx.array(RUN, dtype=mx.uint32)]))
     chosen = mx.repeat(drawn < real, RUN, axis=1)[:, None, None, :rows]
     apart = mx.arange(rows)[:, None] - mx.arange(rows)[None, :]
-    return chosen | (apart < near)[None, None]
+    if not least:
+        return chosen | (apart < near)[None, None]
+    key = mx.stack([seed, mx.array(near, dtype=mx.uint32)])
+    counts = mx.random.uniform(low=least, high=near + 1, shape=(batch, 1, 1, 1), key=key)
+    return chosen | (apart < mx.floor(counts))
 
 
 def compared_keys(decoder: Decoder, layer: int, keys: mx.array) -> mx.array:

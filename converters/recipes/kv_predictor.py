@@ -56,7 +56,8 @@ class PredictorOptions(Options):
 
     `inputs` is what the maps read, "normed" rows or "keys_values". `trained` counts the auxiliary's last layers that
     get weights of their own, before a last one of which only the norm counts. A query meets the own rows of the last
-    `near` tokens, and of a share `real` of all. `l1` and `auxiliary` are weights of the loss.
+    `near` tokens, or of fewer down to `least`, as each text draws it, and of a share `real` of all. `l1` and
+    `auxiliary` are weights of the loss.
     """
 
     keep: float = 0.5
@@ -64,6 +65,7 @@ class PredictorOptions(Options):
     inputs: str = "normed"
     trained: int = 0
     near: int = 0
+    least: int = 0
     real: float = 0.0
     l1: float = 1.0
     auxiliary: float = 0.0
@@ -98,10 +100,10 @@ class KVPredictor(Recipe):
             raise InvalidOptionError(
                 f"trained is {options.trained}, but the auxiliary has {whole} layers to train; give at most that many."
             )
-        if options.near < 0 or not 0 <= options.real < 1 or bool(options.real) > bool(options.near):
+        if not 0 <= options.least <= options.near or not 0 <= options.real < 1 or (options.real and not options.near):
             raise InvalidOptionError(
-                f"near is {options.near} and real {options.real}; near must be a number of tokens, real a share below "
-                "1, and real tokens need near ones."
+                f"near is {options.near}, least {options.least} and real {options.real}; near must be a number of "
+                "tokens, least no larger one, real a share below 1, and real tokens need near ones."
             )
         if options.near and any(layer.window for layer in source.config.layers):
             raise UnsupportedModelError(
@@ -172,7 +174,7 @@ class KVPredictor(Recipe):
         true = base.run(h, range(self.shared, count), 0, _as_cache(FullSequence(base.config)), probe=watch)
         truth = Teacher(Rows(mx.stop_gradient(base.norm(true)), []), head_of(base))
         seen, last = self._auxiliary(params, h, watch)
-        own = met_as_own(batch.tokens, self._options.near, self._options.real)
+        own = met_as_own(batch.tokens, self._options.near, self._options.real, self._options.least)
         predicted, terms = self._rows(params, base, seen, watch, own)
         rows = Rows(base.norm(base.run(h, range(self.shared, count), 0, _as_cache(predicted))), [])
         wanted = self.weights_of_loss

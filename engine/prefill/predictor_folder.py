@@ -25,7 +25,9 @@ READABLE = (2, VERSION)
 DESCRIPTION = "predictor.json"
 TENSORS = "predictor.safetensors"
 OWN = "auxiliary."
-BITS, GROUP = 8, 64
+MAP_BITS, OWN_BITS, GROUP = 8, 6, 64
+"""Rounding to 6 bits costs maps ten times what it costs layers of an auxiliary's own: KL 0.006 and 0.0005 from the
+unrounded ones, SmolLM2-135M on 12 rows of SQuAD."""
 MAX_DESCRIPTION_BYTES = 1_000_000
 MAX_LAYERS = 10_000
 MAX_SIZE = 10_000_000
@@ -36,7 +38,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 def save_predictor(predictor: Predictor, folder: Path, packed: bool = False) -> None:
-    """Write a predictor to a folder that does not exist yet, whole or not at all; `packed` stores its maps in 8 bits.
+    """Write a predictor to a folder that does not exist yet, whole or not at all; `packed` rounds its maps to 8 bits.
 
     Raises `OutputExistsError`, `StorageError`, and `PredictorError` where the auxiliary's name is not a plain one.
     """
@@ -56,8 +58,8 @@ def write_predictor(predictor: Predictor, folder: Path, packed: bool = False) ->
     """Fill an empty folder; arguments and errors are those of `save_predictor`."""
     described: dict[str, Any] = {"format": FORMAT, "version": VERSION, "base": _describe(predictor.base)}
     own = {f"{OWN}{name}.weight": array for name, array in predictor.own.items()}
-    maps = _packed(predictor.weights) if packed else predictor.weights
-    arrays = {**maps, **_samples("base", predictor.base), **_packed(own)}
+    maps = _packed(predictor.weights, MAP_BITS) if packed else predictor.weights
+    arrays = {**maps, **_samples("base", predictor.base), **_packed(own, OWN_BITS)}
     if isinstance(predictor.auxiliary, Identity):
         _check_name(predictor.auxiliary.name)
         described["auxiliary"] = _describe(predictor.auxiliary)
@@ -123,13 +125,13 @@ def _samples(role: str, identity: Identity) -> dict[str, mx.array]:
     return {f"{role}.{part}": mx.array(array) for part, array in zip(_SAMPLES, identity.sample, strict=True)}
 
 
-def _packed(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Arrays as they are stored: matrices in 8 bits where groups fit, all else in float16."""
+def _packed(arrays: dict[str, mx.array], bits: int) -> dict[str, mx.array]:
+    """Arrays as they are stored: matrices in a few bits where groups fit, all else in float16."""
     stored: dict[str, mx.array] = {}
     for name, array in arrays.items():
         half = array.astype(mx.float16)
         if array.ndim == 2 and array.shape[1] % GROUP == 0:
-            parts = zip(("weight", "scales", "biases"), mx.quantize(half, GROUP, BITS), strict=True)
+            parts = zip(("weight", "scales", "biases"), mx.quantize(half, GROUP, bits), strict=True)
             stored |= {f"{name.removesuffix('.weight')}.{part}": packed for part, packed in parts}
         else:
             stored[name] = half
@@ -148,10 +150,13 @@ def _expanded(file: SafetensorsFile, prefix: str, suffix: str = "") -> dict[str,
             continue
         scales, offsets = _tensor(file, f"{base}.scales"), _tensor(file, f"{base}.biases")
         stored = file.tensors[name]
-        width = scales.shape[-1] * GROUP * BITS // 32
-        if stored.dtype != "U32" or stored.shape != (*scales.shape[:1], width) or scales.shape != offsets.shape:
-            raise PredictorError(f"{name} is not {BITS}-bit weights in groups of {GROUP}; it is damaged.")
-        arrays[name] = mx.dequantize(file.read(name), scales, offsets, GROUP, BITS)
+        bits, rest = divmod(32 * stored.shape[-1], GROUP * scales.shape[-1])
+        known = stored.dtype == "U32" and bits in (OWN_BITS, MAP_BITS) and not rest
+        if not known or stored.shape[:-1] != scales.shape[:-1] or scales.shape != offsets.shape:
+            raise PredictorError(
+                f"{name} is not weights of {OWN_BITS} or {MAP_BITS} bits in groups of {GROUP}; it is damaged."
+            )
+        arrays[name] = mx.dequantize(file.read(name), scales, offsets, GROUP, bits)
     return arrays
 
 
