@@ -42,6 +42,16 @@ def test_other_ids_are_other_text(data: Path, vocab_size: int, place: int) -> No
     assert Corpus(data, 16, vocab_size).fingerprint() != before
 
 
+def test_a_change_in_the_middle_of_a_large_shard_is_another_text(data: Path) -> None:
+    shard = data / "train_01.bin"
+    ids = np.zeros(1 << 20, dtype="<u2")
+    ids.tofile(shard)
+    before = Corpus(data, 16, 1000).fingerprint()
+    ids[len(ids) // 2] = 1
+    ids.tofile(shard)
+    assert Corpus(data, 16, 1000).fingerprint() != before
+
+
 def test_no_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingDataError, match=r"neither token ids \(\*\.bin"):
         Corpus(tmp_path, 16, 100)
