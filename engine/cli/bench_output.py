@@ -94,9 +94,12 @@ def fill_and_publish(
     try:
         with listener(steps) as listen:
             fill(listen)
-    except BaseException:
+    except BaseException as error:
         report.interrupted = True
         if report.finished:
             publish()
+        elif isinstance(error, KeyboardInterrupt):
+            begin = "\n" if sys.stderr.isatty() else ""  # after the line on which the terminal showed ^C
+            click.echo(f"{begin}Interrupted before the first result, so there is nothing to show.", err=True)
         raise
     publish()

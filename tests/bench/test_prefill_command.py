@@ -69,6 +69,19 @@ def test_ctrl_c_shows_what_was_finished(
     assert "squad: answer contained, 1 rows" in result.stdout and "Interrupted" in result.stdout
 
 
+def test_ctrl_c_before_the_first_result_says_so(
+    command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run", run)
+    written = tmp_path / "rows.json"
+    result = command("--data", str(tmp_path), "--tasks", "squad", "--json", str(written))
+    assert result.exit_code == 130 and result.stdout == "" and not written.exists()
+    assert "Interrupted before the first result" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
