@@ -77,14 +77,18 @@ def command(
         else:
             _print([reply.text])
     else:
-        _print(_texts(loaded.stream(content, **settings)))
+        notes: list[str] = []
+        _print(_texts(loaded.stream(content, **settings), notes))
+        # Behind the line that the reply ends on.
+        for note in notes:
+            show_note(note)
 
 
-def _texts(pieces: Iterable[Piece]) -> Iterator[str]:
+def _texts(pieces: Iterable[Piece], notes: list[str]) -> Iterator[str]:
     for piece in pieces:
         yield piece.text
         if piece.reply is not None:
-            show_note(piece.reply.note)
+            notes.append(piece.reply.note)
 
 
 def _content(prompt: str, documents: tuple[Path, ...]) -> str | Prompt:

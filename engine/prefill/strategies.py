@@ -145,7 +145,8 @@ def _superposition(keep: float | str | None = None, documents: Path | None = Non
 def _share(value: float | str, zero: bool = False) -> float:
     share = _number(value)
     if share is None or not 0 <= share <= 1 or not (share or zero):
-        raise InvalidOptionError(f"keep is {value}; it is a share of the prompt, above 0 and at most 1.")
+        least = "from 0 to 1" if zero else "above 0 and at most 1"
+        raise InvalidOptionError(f"keep is {value}; it is a share of the prompt, {least}.")
     return share
 
 

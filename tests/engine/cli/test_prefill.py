@@ -72,6 +72,7 @@ def test_a_strategy_that_did_not_apply_is_told_on_stderr(cli, arguments: list[st
     result = cli("generate", "-p", "noted abc", *arguments)
     assert result.stderr == "russet: note: It does not apply to 3 letters.\n"
     assert "apply" not in result.stdout or json.loads(result.stdout)["note"].startswith("It does not")
+    assert result.output in (result.stderr + result.stdout, result.stdout + result.stderr)  # not inside of a line
 
 
 def test_a_conversation_tells_it_once(fakes, caplog: pytest.LogCaptureFixture) -> None:

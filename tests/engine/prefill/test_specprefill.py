@@ -59,6 +59,13 @@ def test_keeping_everything_is_exact(decoders: dict[str, Decoder], variant: str)
     assert reply(decoder, SpecPrefill(keep=1.0, rows=64)) == reply(decoder, Exact(64))
 
 
+def test_keeping_everything_asks_no_draft(decoders: dict[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(specprefill, "importance")
+    SpecPrefill(keep=1.0)(decoders["llama"], PROMPT, decoders["llama"].new_cache())
+    with pytest.raises(NameError):
+        SpecPrefill(keep=0.9)(decoders["llama"], PROMPT, decoders["llama"].new_cache())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kept_rows_are_at_their_own_positions(decoders: dict[str, Decoder], variant: str) -> None:
     decoder = decoders[variant]

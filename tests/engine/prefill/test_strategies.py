@@ -96,6 +96,8 @@ def test_what_does_not_fit_is_told_in_one_sentence(text: str, settings: dict, me
 def test_a_folder_that_is_no_predictor_is_told(tmp_path: Path) -> None:
     with pytest.raises(PredictorError):
         parse(f"kv-prediction:{tmp_path}")
+    with pytest.raises(InvalidOptionError, match="keep is 2; it is a share of the prompt, from 0 to 1"):
+        parse(f"kv-prediction:{tmp_path}", keep="2")
     with pytest.raises(
         InvalidOptionError, match=r"There is no predictor nosuch: give the folder of one, or a name such"
     ):

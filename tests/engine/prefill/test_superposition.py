@@ -175,6 +175,8 @@ def test_work_counts_every_copy_of_the_query() -> None:
     writer = decoder.config.last_writer
     assert work[:writer] == [5 + 33 + 3 * 4 + 3] * writer
     assert work[writer] == 33 + 3 * 4 + 1  # the preamble and the task stop there, but for the last row
+    # With as many as there are, nothing is scored.
+    assert Superposition(3)(decoder, prompt_of(parts), decoder.new_cache()).work.layer_tokens[writer] == 1
 
 
 def test_without_a_task_the_last_token_of_the_query_sees_all_paths() -> None:
