@@ -264,6 +264,26 @@ def test_the_blocks_used_longest_ago_go_first_and_prefixes_from_their_ends(model
     assert ask(model, TEXT).timings.cached_tokens == 4 * BLOCK
 
 
+def test_the_beginning_of_a_prefix_counts_as_used_last(model: russet.Model, folder: Path) -> None:
+    ask(model)
+    store = model.prefix_store
+    assert store is not None
+    paths = store._paths(model.tokenizer.encode(TEXT))
+    used = [path.stat().st_mtime_ns for path in paths if path.exists()]
+    assert len(used) == len(stored(folder)) > 2 and used == sorted(used, reverse=True)
+
+
+def test_a_hit_counts_as_use_where_nothing_can_be_written(model: russet.Model, folder: Path) -> None:
+    ask(model)
+    for path in stored(folder):
+        os.utime(path, ns=(1, 1))
+    store = model.prefix_store
+    assert store is not None
+    store._writable = False
+    assert ask(model).timings.cached_tokens > 0
+    assert all(path.stat().st_mtime_ns > 1 for path in stored(folder))
+
+
 def test_a_prompt_over_the_limit_keeps_its_beginning(model: russet.Model, folder: Path) -> None:
     store = model.prefix_store
     assert store is not None
