@@ -51,6 +51,7 @@ class Slot:
         self.rows = rows
         self.window = window
         self.first = 0
+        self._reserved = 0
         self._ragged: np.ndarray | None = None
         # Positions that follow `_ragged`: to lengthen an array at every token would copy it every time.
         self._later: list[float] = []
@@ -73,7 +74,18 @@ class Slot:
             self._ragged = np.concatenate([self.positions, as_array(positions, keys.shape[2])])
         elif self.window is not None:
             self._drop_unseen(self.first + self.rows.length)
-        self.rows.append(keys, values)
+        room = 0 if self.rows.length else self._reserved - _end(positions, keys.shape[2])
+        self.rows.append(keys, values, max(0, room))
+
+    def reserve(self, rows: int) -> None:
+        """Make room for rows at all positions before `rows`; an empty slot makes it when its first ones come.
+
+        So a slot of which a strategy leaves rows out takes no more than it will hold.
+        """
+        if self.rows.length:
+            self.rows.reserve(rows)
+        else:
+            self._reserved = rows
 
     def open_ring(self, position: int) -> RingView | None:
         """What a kernel reads to attend from one new row at `position`; None where it needs a mask."""
@@ -177,7 +189,7 @@ class KVCache:
         """Make room for `rows` rows in total, so that growing does not copy later."""
         rows += RING
         for slot in self.slots.values():
-            slot.rows.reserve(rows if slot.window is None else min(rows, slot.window + WINDOW_SLACK))
+            slot.reserve(rows if slot.window is None else min(rows, slot.window + WINDOW_SLACK))
 
     def trim(self, length: int) -> bool:
         """Go back to the first `length` positions; False, and no change, where that takes rows that were dropped."""
@@ -209,6 +221,11 @@ def as_array(positions: Positions, rows: int) -> np.ndarray:
     if isinstance(positions, int):
         return np.arange(positions, positions + rows, dtype=np.float64)
     return np.asarray(positions, dtype=np.float64)
+
+
+def _end(positions: Positions, rows: int) -> int:
+    """The whole position after the last of `rows` rows in ascending order."""
+    return positions + rows if isinstance(positions, int) else int(positions[-1]) + 1
 
 
 def _rows(config: DecoderConfig, layer: LayerSpec, batch: int, dtype: mx.Dtype, kv_bits: int) -> Rows:

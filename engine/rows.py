@@ -39,14 +39,18 @@ class Rows(ABC):
     def decode(self, stored: list[mx.array]) -> tuple[mx.array, mx.array]:
         """Keys and values out of stored rows."""
 
-    def append(self, keys: mx.array, values: mx.array) -> None:
-        """Store rows [batch, kv_heads, n, head_dim] after the last one."""
+    def append(self, keys: mx.array, values: mx.array, room: int = 0) -> None:
+        """Store rows [batch, kv_heads, n, head_dim] after the last one; the first ones leave space for `room` more."""
         self._settle()
         end = self.length + keys.shape[2]
-        if end > self._capacity:
-            self._grow(end)
-        for i, new in enumerate(self.encode(keys, values)):
-            self._buffers[i][:, :, self.length : end] = new
+        new = self.encode(keys, values)
+        if not self.length and end > self._capacity:
+            self._begin(new, end + room)
+        else:
+            if end > self._capacity:
+                self._grow(end)
+            for i, rows in enumerate(new):
+                self._buffers[i][:, :, self.length : end] = rows
         self.length = end
 
     @property
@@ -130,8 +134,19 @@ class Rows(ABC):
         per_head = sum(width * dtype.size for width, dtype in zip(self._widths, self._dtypes, strict=True))
         return self._lead[0] * self._lead[1] * per_head
 
+    def _begin(self, new: list[mx.array], rows: int) -> None:
+        """Buffers of the first rows and zeros behind them: an array of zeros to write into would be written twice."""
+        self._capacity = _rounded(rows)
+        spare = self._capacity - new[0].shape[2]
+        self._buffers = [
+            mx.concatenate([x.astype(dtype), mx.zeros((*self._lead, spare, width), dtype=dtype)], axis=2)
+            if spare
+            else mx.contiguous(x.astype(dtype))
+            for x, width, dtype in zip(new, self._widths, self._dtypes, strict=True)
+        ]
+
     def _grow(self, rows: int) -> None:
-        capacity = -(-rows // GROWTH) * GROWTH
+        capacity = _rounded(rows)
         grown = [
             mx.zeros((*self._lead, capacity - self.length, width), dtype=dtype)
             for width, dtype in zip(self._widths, self._dtypes, strict=True)
@@ -140,6 +155,10 @@ class Rows(ABC):
             grown = [mx.concatenate([old, new], axis=2) for old, new in zip(self.stored(), grown, strict=True)]
         self._buffers = grown
         self._capacity = capacity
+
+
+def _rounded(rows: int) -> int:
+    return -(-rows // GROWTH) * GROWTH
 
 
 class PlainRows(Rows):

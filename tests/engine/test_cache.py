@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from russet.engine.cache import WINDOW_SLACK, KVCache, Slot
-from russet.engine.rows import GROWTH, Int8Rows, PlainRows
+from russet.engine.rows import GROWTH, RING, Int8Rows, PlainRows
 from russet.models.config import DecoderConfig, LayerSpec, Rope
 
 HEADS, WIDTH = 2, 4
@@ -101,6 +101,35 @@ def test_shared_layers_take_no_memory_and_read_the_owner() -> None:
     assert list(cache.slots) == [0, 1]
     assert cache.slot(3) is cache.slot(1)
     assert cache.bytes_per_position == 2 * (2 * HEADS * WIDTH * 4)
+
+
+@pytest.mark.parametrize(("kv_bits", "count"), [(16, 2), (8, 4)])
+def test_an_empty_slot_takes_room_for_what_comes_after_its_first_rows(kv_bits: int, count: int) -> None:
+    cache = KVCache(config(LAYER), mx.float32, kv_bits)
+    cache.reserve(1000 - RING)
+    assert cache.arrays() == []
+    slot, positions = cache.slot(0), np.array([0.0, 1.0, 500.0, 899.0])
+    slot.append(*rows_at(positions), positions)
+    # 4 rows, and room for 100 more positions.
+    assert [buffer.shape[2] for buffer in cache.arrays()] == [GROWTH] * count
+    slot.append(*rows_at(np.arange(100)), 900)
+    assert [buffer.shape[2] for buffer in cache.arrays()] == [GROWTH] * count
+    assert slot.positions.tolist() == [*positions, *range(900, 1000)]
+    whole = KVCache(config(LAYER), mx.float32, kv_bits)
+    whole.reserve(1000 - RING)
+    whole.slot(0).append(*rows_at(np.arange(4)), 0)
+    assert [buffer.shape[2] for buffer in whole.arrays()] == [1024] * count
+
+
+@pytest.mark.parametrize("rows", [GROWTH, GROWTH + 1])
+def test_first_rows_are_stored_in_the_cache_s_own_format_and_order(rows: int) -> None:
+    store = PlainRows(1, HEADS, WIDTH, mx.float16)
+    keys = mx.arange(rows * HEADS * WIDTH, dtype=mx.float32).reshape(1, rows, HEADS, WIDTH).swapaxes(1, 2) / 1024
+    store.append(keys, -keys)
+    assert store.buffers[0].dtype == mx.float16 and store.buffers[0].shape[2] % GROWTH == 0
+    assert mx.array_equal(store.read(0)[0], keys.astype(mx.float16))
+    store.append(keys[:, :, :3], keys[:, :, :3])
+    assert mx.array_equal(store.read(0)[1][:, :, -3:], keys[:, :, :3].astype(mx.float16))
 
 
 def test_trim_goes_back_and_forgets() -> None:
