@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import mlx.core as mx
@@ -32,7 +33,8 @@ class Watch(Probe):
             return
         if layer in self.seen and queries.shape[2] < self._rows:
             queries = mx.concatenate([self.seen[layer], queries], axis=2)
-        self.seen[layer] = queries[:, :, -self._rows :]
+        # A slice would hold on to all rows.
+        self.seen[layer] = mx.contiguous(queries[:, :, -self._rows :])
 
 
 class Scorer(Protocol):
@@ -135,13 +137,19 @@ def score(
 
 def pooled(scores: mx.array, width: int) -> mx.array:
     """Each of scores [maps, n] averaged with its neighbours, over `width` tokens around it (fewer at the ends)."""
-    maps, n = scores.shape
+    n = scores.shape[1]
     if width == 1:
         return scores
-    total = mx.concatenate([mx.zeros((maps, 1)), mx.cumsum(scores, axis=1)], axis=1)
-    first = mx.arange(n) - width // 2
-    start, stop = mx.maximum(first, 0), mx.minimum(first + width, n)
-    return (total[:, stop] - total[:, start]) / (stop - start)
+    before = width // 2
+    total = mx.cumsum(mx.pad(scores, [(0, 0), (before + 1, width - 1 - before)]), axis=1)
+    return (total[:, width:] - total[:, :n]) / _neighbours(n, width)
+
+
+@lru_cache(maxsize=8)
+def _neighbours(n: int, width: int) -> mx.array:
+    """How many of n tokens are among the `width` around each, itself included: float32 [n]."""
+    first = np.arange(n) - width // 2
+    return mx.array((np.minimum(first + width, n) - np.maximum(first, 0)).astype(np.float32))
 
 
 def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int | None) -> mx.array:
@@ -153,12 +161,23 @@ def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int
     _, heads, count, dim = queries.shape
     groups = keys.shape[1]
     grouped = queries.astype(mx.float32).reshape(groups, heads // groups * count, dim)
-    products = (grouped * scale) @ keys[0].astype(mx.float32).swapaxes(-1, -2)
+    # An index in place of `squeeze` would copy the keys.
+    products = (grouped * scale) @ keys.squeeze(0).astype(mx.float32).swapaxes(-1, -2)
     products = products.reshape(heads, count, -1)
-    # On the device, where all pairs of a long prompt's rows cost next to nothing; as float32, exact up to 16 M tokens.
-    where = mx.arange(end - count, end)[:, None] - mx.array(slot.positions.astype(np.float32))[None, :]
-    seen = where >= 0 if window is None else (where >= 0) & (where < window)
-    return mx.softmax(mx.where(seen, products, -math.inf), axis=-1)
+    by_all = 0 if window is not None else _seen_by_all(slot.positions, end - count)
+    if by_all < len(slot.positions):
+        # On the device, where all pairs of a prompt's rows cost next to nothing; as float32, exact up to 16 M tokens.
+        rows = mx.array(slot.positions[by_all:].astype(np.float32))
+        where = mx.arange(end - count, end)[:, None] - rows[None, :]
+        seen = where >= 0 if window is None else (where >= 0) & (where < window)
+        products[..., by_all:] = mx.where(seen, products[..., by_all:], -math.inf)
+    return mx.softmax(products, axis=-1)
+
+
+def _seen_by_all(positions: np.ndarray, first: int) -> int:
+    """How many rows at the beginning of a slot lie at or before position `first`; 0 where they are out of order."""
+    ordered = bool((positions[1:] >= positions[:-1]).all())
+    return int(np.searchsorted(positions, first, side="right")) if ordered else 0
 
 
 def _at(scores: mx.array, rows: np.ndarray, tokens: np.ndarray) -> mx.array:

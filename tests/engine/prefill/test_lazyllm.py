@@ -13,6 +13,7 @@ import pytest
 import russet
 from russet.engine.cache import KVCache
 from russet.engine.errors import InvalidOptionError
+from russet.engine.prefill import lazyllm
 from russet.engine.prefill.base import Prefilled, PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.importance import Aggregated, LastRow
@@ -132,6 +133,24 @@ def test_chunks_do_not_change_the_result(family: str, kv_bits: int) -> None:
     # An int8 grid may round one row to either side.
     assert np.allclose(one.logits, many.logits, atol=1e-4 if kv_bits == 16 else 0.1)
     assert one.work == many.work
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_handing_layers_to_a_gpu_in_groups_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, logits = decoder_of(family), []
+    for gpu in (False, True):
+        monkeypatch.setattr(lazyllm, "on_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(lazyllm, "AT_ONCE", 1)
+        logits.append(LazyLLM(schedule=STAGED, chunk=50)(decoder, prompt_of(decoder), decoder.new_cache()).logits)
+    assert mx.array_equal(*logits)
+
+
+def test_later_layers_take_no_more_memory_than_their_rows() -> None:
+    decoder, length = decoder_of("llama"), 1000
+    cache = decoder.new_cache()
+    cache.reserve(length + 8)
+    LazyLLM(schedule=Staged({0.5: 0.2}))(decoder, prompt_of(decoder, length), cache)
+    assert [slot.rows.buffers[0].shape[2] for slot in cache.slots.values()] == [1280, 256, 256]
 
 
 def test_a_stage_equals_one_masked_pass() -> None:
