@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from russet.engine.cache import KVCache
-from russet.engine.prefill.base import PromptTokens
+from russet.engine.prefill.base import PromptTokens, Segments
 from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.identity import Identity
 from russet.engine.prefill.importance import LastRow
+from russet.engine.prefill.kv_prediction import KVPrediction
 from russet.engine.prefill.lazyllm import LazyLLM
+from russet.engine.prefill.predictor import Predictor, expected_shapes, layer_map
 from russet.engine.prefill.pruning import Staged
 from russet.engine.prefill.specprefill import SpecPrefill
+from russet.engine.prefill.superposition import Superposition
 from russet.engine.rows import RING
 from russet.models.decoder import Decoder
 from russet.models.layer_pruned import layer_pruned, spread_layers
@@ -114,6 +118,24 @@ def test_lazyllm_that_revives_everything_is_exact(decoder: Decoder) -> None:
 def test_specprefill_that_keeps_everything_is_exact(decoder: Decoder) -> None:
     kept = SpecPrefill(keep=1.0, rows=256)(decoder, PromptTokens(TOKENS), decoder.new_cache()).logits
     assert np.allclose(np.array(kept)[0], logits_of(decoder, TOKENS), atol=1e-5)
+
+
+def test_superposition_of_one_document_is_exact(decoder: Decoder) -> None:
+    parts = Segments(tuple(TOKENS[:10]), (tuple(TOKENS[10:40]),), tuple(TOKENS[40:45]), tuple(TOKENS[45:50]))
+    one = Superposition(1)(decoder, PromptTokens(TOKENS[:50], 1, parts), decoder.new_cache()).logits
+    assert np.allclose(np.array(one)[0], logits_of(decoder, TOKENS[:50]), atol=1e-4)
+
+
+def test_kv_prediction_with_every_token_real_is_exact(decoder: Decoder) -> None:
+    known, kept = Identity.of(decoder), (0, 1)
+    feeding = layer_map(decoder.config, kept)
+    wanted = [None if i in kept else source for i, source in enumerate(feeding)]
+    shapes = expected_shapes(wanted, known.keys_values, known.keys_values[:2], known.hidden_dim)
+    weights = {name: mx.ones(shape) for name, shape in shapes.items()}
+    predictor = Predictor(known, kept, feeding, weights, "normed", kept)
+    strategy = KVPrediction(predictor, rows=16, keep=1.0, scorer=LastRow())
+    predicted = strategy(decoder, PromptTokens(TOKENS[:50], tail=5), decoder.new_cache()).logits
+    assert np.allclose(np.array(predicted)[0], logits_of(decoder, TOKENS[:50]), atol=1e-4)
 
 
 def test_a_view_of_some_layers_keeps_what_they_read(decoder: Decoder) -> None:
