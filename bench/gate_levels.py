@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from russet.bench.drawing import Table
-from russet.bench.gate import PROMPTS, Level, setup_hash
+from russet.bench.gate import NEEDLES, Level, setup_hash
 from russet.engine.errors import BenchmarkDataError, GateError, StorageError
 
 FILE = Path(__file__).with_name("gate.json")
@@ -89,7 +89,7 @@ def table(measured: Mapping[str, Level], recorded: Mapping[str, Level]) -> Table
 
 def _lowered(level: Level) -> Level:
     agreement = math.floor(100 * max(0.0, level.agreement - AGREEMENT_MARGIN)) / 100
-    needle = math.floor(100 * max(0.0, level.needle - 1 / PROMPTS)) / 100
+    needle = math.floor(100 * max(0.0, level.needle - 1 / len(NEEDLES))) / 100
     return Level(needle, agreement)
 
 

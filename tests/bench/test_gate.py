@@ -15,10 +15,13 @@ from russet.bench.gate_levels import read_levels, record, shortfalls
 from russet.bench.prefill_contenders import Contender
 from russet.bench.truncate import Truncate
 from russet.engine.cli import main
+from russet.engine.cli.bench_gate import GATED
 from russet.engine.errors import BenchmarkDataError, GateError, PromptTooLongError
 from russet.engine.prefill import strategies
-from russet.engine.prefill.base import Prefilled
+from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens
 from russet.engine.prefill.exact import Exact
+from russet.engine.prefill.lazyllm import LazyLLM
+from russet.models import shipped
 
 
 class Broken:
@@ -43,7 +46,8 @@ def long_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def command(long_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     monkeypatch.setattr(gate_levels, "FILE", tmp_path / "gate.json")
-    monkeypatch.setattr(gate, "PROMPTS", 2)
+    monkeypatch.setattr(gate, "NEEDLES", gate.NEEDLES[:2])
+    monkeypatch.setattr(gate, "REQUESTS", gate.REQUESTS[:2])
     monkeypatch.setattr(gate, "DOCUMENT_CHARACTERS", 60)
 
     def invoke(*arguments: str) -> Result:
@@ -56,11 +60,13 @@ def command(long_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_prompts_need_no_data_and_stay_the_same() -> None:
     needles = gate.needle_prompts()
     assert needles == gate.needle_prompts()
-    for number, (prompt, code) in enumerate(needles):
-        assert [f"The secret code is {code}." in text for text in prompt.documents].index(True) == number % 5
-        assert len(prompt.documents) == 5 and all(250 <= len(text) < 370 for text in prompt.documents)
+    assert {number % 5 for number, _ in gate.NEEDLES} == set(range(5))
+    for (number, _), (prompt, code) in zip(gate.NEEDLES, needles, strict=True):
+        assert [code in text for text in prompt.documents] == [place == number % 5 for place in range(5)]
+        assert code not in prompt.query and code not in prompt.preamble
+        assert len(prompt.documents) == 5 and all(220 <= len(text) < 340 for text in prompt.documents)
     texts = [prompt.documents for prompt in (*gate.request_prompts(), *(prompt for prompt, _ in needles))]
-    assert len(set(texts)) == 2 * gate.PROMPTS
+    assert len(set(texts)) == len(gate.NEEDLES) + len(gate.REQUESTS)
     assert all(len(documents) == 5 for documents in texts)
 
 
@@ -76,6 +82,34 @@ def test_a_broken_strategy_shuts_the_gate(command: Callable[..., Result], monkey
     levels = json.loads(result.stdout)["levels"]
     assert levels["exact"]["measured"]["agreement"] == 1.0
     assert levels["lazyllm:0.9"]["measured"]["agreement"] < levels["lazyllm:0.9"]["least"]["agreement"]
+
+
+@pytest.mark.parametrize(
+    "prefill", [Exact(), LazyLLM(0.2), LazyLLM(0.2, revive=3)], ids=["exact", "lazyllm", "reviving"]
+)
+def test_a_reply_read_in_one_pass_agrees_with_its_steps(long_folder: Path, prefill: Prefill) -> None:
+    model = russet.load(long_folder)
+    prompt = PromptTokens([(7 * i) % model.vocab_size for i in range(300)])
+    reply = gate._Run(model, prefill, prompt).draw(6)
+    assert gate._Run(model, prefill, prompt).agreement(reply) == 1.0
+    other = [*reply[:5], (reply[5] + 1) % model.vocab_size]
+    assert gate._Run(model, prefill, prompt).agreement(other) == 5 / 6
+    assert gate._Run(model, prefill, PromptTokens(prompt.tokens[::-1])).agreement(reply) < 1.0
+
+
+def test_a_mode_whose_predictor_is_not_here_is_left_out(
+    command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode = "kv-prediction:smollm2-135m-kvp-0.5"
+    assert command("--record", "--prefill", "exact").exit_code == 0
+    models = json.loads((tmp_path / "gate.json").read_text())
+    for entry in models.values():
+        entry["levels"][mode] = entry["levels"]["exact"]
+    (tmp_path / "gate.json").write_text(json.dumps(models))
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    result = command()
+    assert result.exit_code == 0 and f"Left out: {mode}, since" in result.stderr and mode not in result.stdout
+    assert command("--prefill", mode).exit_code == 1
 
 
 def test_a_model_or_a_mode_without_levels_is_named(command: Callable[..., Result], tmp_path: Path) -> None:
@@ -101,9 +135,9 @@ def test_levels_are_recorded_with_a_margin_and_beside_other_models(tmp_path: Pat
     file = tmp_path / "gate.json"
     record({"exact": Level(1.0, 1.0)}, "1" * 64, "one", file)
     levels = record({"exact": Level(0.5, 0.02)}, "2" * 64, "two", file)
-    assert levels == {"exact": Level(0.33, 0.0)} == read_levels("2" * 64, "two", file)
-    assert read_levels("1" * 64, "one", file) == {"exact": Level(0.83, 0.95)}
-    assert shortfalls({"exact": Level(0.833, 0.95)}, read_levels("1" * 64, "one", file)) == []
+    assert levels == {"exact": Level(0.3, 0.0)} == read_levels("2" * 64, "two", file)
+    assert read_levels("1" * 64, "one", file) == {"exact": Level(0.8, 0.95)}
+    assert shortfalls({"exact": Level(0.8, 0.95)}, read_levels("1" * 64, "one", file)) == []
     file.write_text("{")
     with pytest.raises(BenchmarkDataError, match="restore it from the repository"):
         read_levels("1" * 64, "one", file)
@@ -122,7 +156,7 @@ def test_recording_one_mode_leaves_the_others(tmp_path: Path) -> None:
 def test_levels_of_other_prompts_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gate.json"
     record({"a": Level(1.0, 1.0)}, "1" * 64, "one", file)
-    monkeypatch.setattr(gate, "DOCUMENT_CHARACTERS", 251)
+    monkeypatch.setattr(gate, "DOCUMENT_CHARACTERS", 300)
     with pytest.raises(GateError, match="levels of one for other prompts"):
         read_levels("1" * 64, "one", file)
     record({"exact": Level(1.0, 1.0)}, "1" * 64, "one", file, others=True)
@@ -140,8 +174,8 @@ def test_damaged_levels_are_named(entry: object, tmp_path: Path) -> None:
 def test_levels_of_the_default_model_are_shipped() -> None:
     models = json.loads(gate_levels.FILE.read_text())
     (levels,) = [found["levels"] for found in models.values() if found["name"] == "smollm2-135m"]
-    assert {"exact", "lazyllm:0.5", "specprefill:0.7", "superposition:4"} <= set(levels)
-    assert levels["exact"]["needle"] >= 0.5
+    assert set(GATED) <= set(levels)
+    assert levels["exact"]["needle"] >= 0.5 and levels["exact"]["agreement"] >= 0.9
 
 
 def test_a_short_context_is_told_in_a_sentence(tiny_folder: Path) -> None:
