@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from russet.kernels.backend import Backend, backend
+from russet.kernels.backend import CORES, Backend, backend
 
 SIMDGROUPS = 8
 
@@ -18,8 +18,8 @@ LOWEST = -1e30
 
 _MAX_SPLITS = 16
 _HEADS = 4
-# Threadgroups that keep a device busy: the 132 multiprocessors of an H100 and then some, and the larger Apple GPUs.
-_THREADGROUPS = {"cuda": 132, "metal": 64}
+# Threadgroups that keep a device busy: those of an H100, and the larger Apple GPUs.
+_THREADGROUPS = {"cuda": CORES, "metal": 64}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ Backend = Literal["metal", "cuda"]
 
 SOURCES = Path(__file__).resolve().parent / "src"
 
+CORES = 132
+"""Of an H100: CUDA's work is shared out among so many. Apple's GPUs have 8 to 80."""
+
 
 @cache
 def backend() -> Backend | None:

@@ -18,17 +18,17 @@ from itertools import product
 
 import mlx.core as mx
 
-from russet.kernels.backend import Backend, backend
+from russet.kernels.backend import CORES, Backend, backend
 from russet.kernels.base import Inputs, Kernel, Launch, mode
 
 MAX_ROWS = 16
 GROUPS = (0, 32, 64, 128)
 
 _OUTPUTS_PER_TILE = 16
-_PARTIAL_BYTES = 32 << 10
-_CORES = 132  # of an H100; Apple's have 8 to 80, with room for several threadgroups at once
+_PARTIAL_BYTES: dict[Backend, int] = {"cuda": 36 << 10, "metal": 32 << 10}
+_SCALE_BYTES = 4 * _OUTPUTS_PER_TILE * 7
 _TILES = (7, 4, 2, 1)
-_FEW_OUTPUTS = (40, *(_OUTPUTS_PER_TILE * (rounds * _CORES + 1) for rounds in (1, 2, 4)))
+_FEW_OUTPUTS = (40, *(_OUTPUTS_PER_TILE * (rounds * CORES + 1) for rounds in (1, 2, 4)))
 """The fewest outputs for each count of tiles a threadgroup."""
 _TILE_SIMDGROUPS: dict[Backend, int] = {"cuda": 16, "metal": 8}
 _WORDS_HELD = 4
@@ -113,6 +113,11 @@ def _words_per_load(k: int, group: int, rows: int) -> int:
     return next(fits, 1)
 
 
+def _spreads(k: int, group: int, rows: int) -> bool:
+    """Whether lanes read the words of four steps at once: where there are so many rows that a load would be short."""
+    return group in (64, 128) and rows in (2, 4, 8) and k % 256 == 0
+
+
 def _launch_tiles(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
     (rows, k), n = x.shape, w.shape[0]
     sizes = _tile_sizes(target, rows, n, k, group_size(w, scales))
@@ -124,11 +129,12 @@ def _launch_tiles(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -
 def _tile_sizes(target: Backend, rows: int, n: int, k: int, group: int) -> dict[str, int]:
     """The template arguments of q2_tiles but for the types."""
     made = _made(rows)
-    run = _words_per_load(k, group, made)
+    spread = _spreads(k, group, made)
+    run = 1 if spread else _words_per_load(k, group, made)
     columns = made * _parts(run, group)
     held = max(1, min(_WORDS_HELD // (run * -(-columns // 8)), k // (64 * run)))
     # Tiles whose sums have room at once, for one simdgroup.
-    room = _PARTIAL_BYTES // (_OUTPUTS_PER_TILE * columns * 4)
+    room = (_PARTIAL_BYTES[target] - _SCALE_BYTES) // (_OUTPUTS_PER_TILE * columns * 4)
     simdgroups, most = min(_TILE_SIMDGROUPS[target], room), min(max(_TILE_SIMDGROUPS.values()), room)
     # Input in several slices needs the sums of all tiles until the last.
     whole = columns <= 8 and k <= 64 * run * held * most
@@ -137,7 +143,9 @@ def _tile_sizes(target: Backend, rows: int, n: int, k: int, group: int) -> dict[
         "G": group,
         "RUN": run,
         "HELD": held,
-        "AHEAD": min(2 if group else 3, each),
+        "SPREAD": int(spread),
+        "AHEAD": min(3 if group == 0 and made == 8 else 2, each),
+        "EARLY": int(made <= 8 if group == 0 else spread and made <= 4),
         "TILES": each,
         "PHASE": min(each, room // simdgroups),
         "ROWS": made,
@@ -149,7 +157,7 @@ def _tiles_each(n: int, most: int) -> int:
     """Tiles a threadgroup. Cores take threadgroups in rounds: the tiles of all rounds count, and the input of each."""
     tiles = -(-n // _OUTPUTS_PER_TILE)
     allowed = (each for each in _TILES if each <= most)
-    return min(allowed, key=lambda each: -(-tiles // (each * _CORES)) * (each + 0.5))
+    return min(allowed, key=lambda each: -(-tiles // (each * CORES)) * (each + 0.5))
 
 
 def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -> Launch:
@@ -171,7 +179,8 @@ def _launch_lanes(target: Backend, x: mx.array, w: mx.array, scales: mx.array) -
 def _sample(x: mx.array, w: mx.array, scales: mx.array) -> Inputs:
     (rows, k), n, group = x.shape, w.shape[0], group_size(w, scales)
     # Shorter rows hold fewer words, and are small as they are.
-    short = {1: 576, 2: 640, 4: 768}[_words_per_load(k, group, _made(rows))] if k >= 768 else k
+    each = 4 if _spreads(k, group, _made(rows)) else _words_per_load(k, group, _made(rows))
+    short = {1: 576, 2: 640, 4: 768}[each] if k >= 768 else k
     few = next(few for few in _FEW_OUTPUTS if _all_sizes(rows, few, short, group) == _all_sizes(rows, n, k, group))
     return random_inputs(rows, few, short, group, x.dtype, scales.dtype)
 
@@ -182,8 +191,8 @@ def _all_sizes(rows: int, n: int, k: int, group: int) -> list[dict[str, int]]:
 
 def _examples(dtypes: dict[Backend, tuple[mx.Dtype, ...]], rows: tuple[int, ...], target: Backend) -> Iterator[Inputs]:
     for dtype, group, count in product(dtypes[target], GROUPS, rows):
-        # One scale an output: a k for each count of words that a lane reads at once.
-        for k in (384,) if group else (320, 384, 768):
+        # A k for each count of words that a lane reads at once.
+        for k in (384, 768) if group else (320, 384, 768):
             yield random_inputs(count, 40, k, group, dtype, dtype)
 
 

@@ -16,6 +16,7 @@ template <> inline weight_pair<__nv_bfloat16> fma_pair<__nv_bfloat16>(uint pair,
 inline uint tile_output(uint lane) { return lane >> 2; }
 inline uint tile_word(uint lane) { return lane & 3u; }
 inline uint tile_row(uint lane) { return 2u * (lane & 3u); }
+inline ushort tile_apart(uint words) { return words; }
 
 // A lane's share of the input under 4 words: weights j and j + 8 of its word side by side, as they come out of a word, for
 // one of 8 columns, as in matrices_metal.h.

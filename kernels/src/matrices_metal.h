@@ -19,6 +19,8 @@ template <typename T> inline weight_pair<T> fma_pair(uint pair, uint scale, uint
 inline uint tile_output(uint lane) { return ((lane >> 2) & 4u) + ((lane >> 1) & 3u); }
 inline uint tile_word(uint lane) { return ((lane >> 2) & 2u) + (lane & 1u); }
 inline uint tile_row(uint lane) { return 2u * tile_word(lane); }
+// What lanes differ by that hold the same outputs, and words 1 or 2 apart.
+inline ushort tile_apart(uint words) { return words == 1u ? 1 : 8; }
 
 // A lane's share of the input under 4 words, which are `apart` numbers apart from x on: weight j of its half word, for two
 // of 8 columns. Column ROWS * part + row is this row's input under this part of the words, and 0 under the others.
