@@ -26,9 +26,9 @@ from itertools import product
 import mlx.core as mx
 import numpy as np
 
-from russet.kernels.backend import Backend
+from russet.kernels.backend import CORES, Backend
 from russet.kernels.base import Inputs, Kernel, Launch
-from russet.kernels.matvec_launch import sample_rows, shares
+from russet.kernels.matvec_launch import chunk
 from russet.kernels.packed import Format, dense_rows, format_of, is_none, none, random_rows, value_type
 from russet.models.activations import gated
 from russet.models.config import Activation
@@ -37,7 +37,11 @@ MAX_ROWS = 16
 
 _ACT: dict[Activation, int] = {"silu": 1, "gelu_tanh": 2, "relu": 3, "gelu": 4}
 _LISTED_BYTES = 22 << 10
-_LISTED_EACH = 16
+_LISTED_EACH = 22
+_WIDEST = 8
+_STREAMS = 2
+_MOST: dict[Backend, int] = {"cuda": 64, "metal": 16}
+"""Neurons of a threadgroup, at most."""
 _TOLERANCE = {mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.float32: 2e-5}
 
 
@@ -55,7 +59,7 @@ def gate_up(activation: Activation) -> Kernel:
 @cache
 def gate_up_vector(activation: Activation) -> Kernel:
     """The first kernel for one vector x [K] in float32, always with a norm: decoding's."""
-    return _first_kernel(activation, "gate_vector", "stage.h", _launch_gate_vector, _examples_gate_vector)
+    return _first_kernel(activation, "gate_vector", "counts.h", _launch_gate_vector, _examples_gate_vector)
 
 
 def _first_kernel(
@@ -122,17 +126,31 @@ def _launch_gate_vector(
 ) -> Launch:
     w, scales, offsets, _ = rest
     kind, neurons = format_of(x.shape[-1], w, scales, offsets), w.shape[0] // 2
-    share = shares(target, neurons, kind.bits)
+    wide, held = _wide_held(x.shape[-1], kind.bits)
+    simdgroups = wide * (_WIDEST // wide)
+    # CUDA's cores go through equal shares together; how many cores an Apple GPU has is not known.
+    most = _MOST[target]
+    least = -(-neurons // most)
+    groups = max(least, min(_STREAMS * CORES, -(-neurons // (simdgroups // wide)))) if target == "cuda" else least
     template = (
         ("T", value_type(w, scales)),
         *kind.template,
-        ("OUTPUTS", share.rows),
-        ("SIMDGROUPS", share.simdgroups),
-        ("STAGES", share.stages),
+        ("WIDE", wide),
+        ("HELD", held),
+        ("SIMDGROUPS", simdgroups),
+        ("MOST", most),
         ("AHEAD", 2),
         ("ACT", _ACT[activation]),
     )
-    return Launch(*share.grid(neurons, share.rows), template, ((neurons,),), (x.dtype,))
+    threads = 32 * simdgroups
+    return Launch((groups * threads, 1, 1), (threads, 1, 1), template, ((neurons,),), (x.dtype,))
+
+
+def _wide_held(k: int, bits: int) -> tuple[int, int]:
+    """Simdgroups that share a row, and chunks of it that a lane takes."""
+    blocks = -(-k // (32 * chunk(bits)))
+    held = -(-blocks // _WIDEST)
+    return -(-blocks // held), held
 
 
 def _launch_down(target: Backend, a: mx.array, residual: mx.array, *weights: mx.array) -> Launch:
@@ -142,8 +160,8 @@ def _launch_down(target: Backend, a: mx.array, residual: mx.array, *weights: mx.
     each = _piece(kind.bits)
     rows = min(_rows(count), 64 // each)
     lanes = 8 if kind.bits in (4, 32) else 4
-    # Sums of many rows fill the registers of large threadgroups.
-    simdgroups = 8 if rows > 2 else 32 if target == "cuda" and rows == 1 and (kind.bits != 2 or kind.balanced) else 16
+    # Sums of many rows fill the registers of large threadgroups; small ones leave room for other kernels.
+    simdgroups = 8 if rows > 2 else 16
     threads = 32 * simdgroups
     windows = -(-neurons // min(_LISTED_BYTES // 2, _LISTED_EACH * threads))
     template = (
@@ -199,8 +217,12 @@ def random_down(rows: int, neurons: int, columns: int, kind: Format, x_type: mx.
 def _sample_gate_up(x: mx.array, gain: mx.array, *rest: mx.array) -> Inputs:
     w, scales, offsets, _ = rest
     kind, rows = format_of(x.shape[-1], w, scales, offsets), x.shape[0] if x.ndim == 2 else 0
-    k, neurons = (640, 40) if rows else (384, sample_rows(w.shape[0] // 2))
-    return random_gate_up(rows, k, neurons, kind, x.dtype, value_type(w, scales), not is_none(gain))
+    k = 640
+    if not rows:
+        full = x.shape[-1]
+        shorter = (k for k in range(128, full, 128) if _wide_held(k, kind.bits) == _wide_held(full, kind.bits))
+        k = next(shorter, full)
+    return random_gate_up(rows, k, 40, kind, x.dtype, value_type(w, scales), not is_none(gain))
 
 
 def _sample_down(a: mx.array, residual: mx.array, *weights: mx.array) -> Inputs:
@@ -239,7 +261,7 @@ def _examples_down(target: Backend) -> Iterator[Inputs]:
 DOWN = Kernel(
     name="sparse_down",
     body="sparse_down.metal",
-    headers=("matvec.h", "activations.h", "sparse_rows.h"),
+    headers=("matvec.h", "counts.h", "sparse_rows.h"),
     inputs=("a", "residual", "w", "scales", "offsets"),
     outputs=("out",),
     reference=_down_reference,

@@ -125,20 +125,11 @@ template <typename T> struct dense_dot {
 template <typename T> struct word_dot<T, 16> : dense_dot<T> {};
 template <typename T> struct word_dot<T, 32> : dense_dot<T> {};
 
-// Add the products of a lane's chunks with the numbers that wait for the lane.
+// Add the products of a lane's chunks with x [CHUNK]; `total` is the sum of x, for packed weights.
 template <typename T, int BITS, int BALANCED, int COUNT>
-inline void multiply(thread const chunk_rows<T, BITS, COUNT>& rows, TG(float) waiting, thread float* sum) {
-  constexpr int CHUNK = packing<BITS>::CHUNK, RUN = packing<BITS>::RUN;
-  float x[CHUNK], total = 0.0f;
-#pragma unroll
-  for (int i = 0; i < CHUNK; i += 4) {
-    const float4 four = *(TG(float4))(waiting + i);
-    x[i] = four.x; x[i + 1] = four.y; x[i + 2] = four.z; x[i + 3] = four.w;
-  }
-  if (BITS < 16) {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) total += x[i];
-  }
+inline void multiply_by(thread const chunk_rows<T, BITS, COUNT>& rows, thread const float* x, float total,
+                        thread float* sum) {
+  constexpr int RUN = packing<BITS>::RUN;
 #pragma unroll
   for (int o = 0; o < COUNT; o++) {
     float product = 0.0f;
@@ -149,6 +140,27 @@ inline void multiply(thread const chunk_rows<T, BITS, COUNT>& rows, TG(float) wa
     const float offset = BITS >= 16 ? 0.0f : BALANCED ? -1.5f * scale : float(rows.offset[o]);
     sum[o] += word_dot<T, BITS>::finish(product, total, scale, offset);
   }
+}
+template <int BITS> inline float chunk_total(thread const float* x) {
+  float total = 0.0f;
+  if (BITS < 16) {
+#pragma unroll
+    for (int i = 0; i < packing<BITS>::CHUNK; i++) total += x[i];
+  }
+  return total;
+}
+
+// The same with the numbers that wait for the lane.
+template <typename T, int BITS, int BALANCED, int COUNT>
+inline void multiply(thread const chunk_rows<T, BITS, COUNT>& rows, TG(float) waiting, thread float* sum) {
+  constexpr int CHUNK = packing<BITS>::CHUNK;
+  float x[CHUNK];
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += 4) {
+    const float4 four = *(TG(float4))(waiting + i);
+    x[i] = four.x; x[i + 1] = four.y; x[i + 2] = four.z; x[i + 3] = four.w;
+  }
+  multiply_by<T, BITS, BALANCED, COUNT>(rows, x, chunk_total<BITS>(x), sum);
 }
 
 // Blocks of x, STAGES at most, that hold what is `left` of it.

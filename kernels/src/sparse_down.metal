@@ -46,11 +46,7 @@ for (uint window = 0; window < neurons; window += THREADS * EACH_LISTED) {
       count++;
     }
   }
-  uint before = count;
-  for (uint step = 1; step < 32u; step <<= 1) {
-    uint other = simd_shuffle(before, ushort(lane >= step ? lane - step : lane));
-    before += lane >= step ? other : 0u;
-  }
+  const uint before = count_up_to(count, lane);
   if (lane == 31u) counts[simdgroup] = before;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const uint others = lane < SIMDGROUPS ? counts[lane] : 0u;

@@ -1,99 +1,127 @@
-// act(gate) up of an FFN for one row of x, which is normed: as sparse_gate_up, with x in threadgroup memory like
-// norm_matvec's, which pays for one row as its weights are few. Up rows are read where they are wanted, by all
-// simdgroups together: one alone would take a block after the other, and the others wait.
-constexpr uint EACH = SIMDGROUPS * OUTPUTS;
-constexpr uint BLOCK = packing<BITS>::BLOCK, CHUNK = packing<BITS>::CHUNK;
-constexpr uint STAGE = STAGES * BLOCK, THREADS = 32 * SIMDGROUPS;
-threadgroup float4 staged[STAGES * 8 * packing<BITS>::PITCH];
+// act(gate) up of an FFN for one row of x, which is normed: as sparse_gate_up, for few bytes beside the weights' own. A
+// threadgroup takes neighbouring neurons, MOST at most. WIDE simdgroups take a row together and hold the part of x under
+// their chunks of it in registers, HELD chunks a lane; rows stream by, those of AHEAD turns on their way. Then the up rows
+// that are wanted are read in the same way.
+constexpr uint CHUNK = packing<BITS>::CHUNK, TEAMS = SIMDGROUPS / WIDE, THREADS = 32 * SIMDGROUPS;
+threadgroup float pieces[MOST][WIDE];
 threadgroup float gathered[SIMDGROUPS];
-threadgroup uint wishes[EACH];
-threadgroup ushort listed[EACH];
-threadgroup float pieces[EACH][STAGES];
-TG(float) waiting = (TG(float))staged;
+threadgroup float gates[MOST];
+threadgroup ushort listed[MOST];
+threadgroup uint listed_count[1];
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
-const uint index = thread_index_in_threadgroup, k = x_shape[0], neurons = w_shape[0] / 2u;
-const uint first = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup) * OUTPUTS;
+const uint index = thread_index_in_threadgroup, team = simdgroup / WIDE, place = simdgroup % WIDE;
+const uint k = x_shape[0], neurons = w_shape[0] / 2u;
+const uint group = threadgroup_position_in_grid.x, groups = threadgroups_per_grid.x;
+const uint begin = neurons * group / groups, count = neurons * (group + 1u) / groups - begin;
 const device uint* words = (const device uint*)w;
 
-uint row[OUTPUTS];
-float gate[OUTPUTS];
-for (int o = 0; o < OUTPUTS; o++) {
-  row[o] = first + o < neurons ? first + o : neurons - 1u;
-  gate[o] = 0.0f;
+chunk_rows<T, BITS, 1> coming[AHEAD][HELD];
+#pragma unroll
+for (int a = 0; a < AHEAD; a++) {
+  const uint mine = team + a * TEAMS, row = begin + (mine < count ? mine : count - 1u);
+#pragma unroll
+  for (int h = 0; h < HELD; h++)
+    fetch<T, BITS, G, BALANCED, 1>(words, scales, offsets, k, (h * WIDE + place) * 32u + lane, &row, coming[a][h]);
 }
-chunk_rows<T, BITS, OUTPUTS> rows;
-fetch<T, BITS, G, BALANCED, OUTPUTS>(words, scales, offsets, k, lane, row, rows);
-
-float squares = 0.0f;
-for (uint start = 0; start < k; start += STAGE) {
-  const uint blocks = stage_blocks<BITS, STAGES>(k - start);
-  squares += stage_gained<T, BITS>(x, gain, k, start, blocks, index, THREADS, waiting);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  multiply_stage<T, BITS, G, BALANCED, OUTPUTS>(rows, words, scales, offsets, k, start, blocks, row, waiting, lane,
-                                                gate);
-  if (start + STAGE < k) threadgroup_barrier(mem_flags::mem_threadgroup);
+const float eps = settings[0], threshold = settings[1];
+// Left to itself CUDA's compiler puts off what only later rows need.
+simdgroup_barrier(mem_flags::mem_none);
+float held[HELD][CHUNK], total[HELD], squares = 0.0f;
+#pragma unroll
+for (int h = 0; h < HELD; h++) {
+  const uint at = ((h * WIDE + place) * 32u + lane) * CHUNK;
+  if (at < k) {
+    float factor[CHUNK];
+    load_values<float, CHUNK>(x + at, held[h]);
+    load_values<T, CHUNK>(gain + at, factor);
+#pragma unroll
+    for (uint i = 0; i < CHUNK; i++) {
+      squares += held[h][i] * held[h][i];
+      held[h][i] *= factor[i];
+    }
+  } else {
+#pragma unroll
+    for (uint i = 0; i < CHUNK; i++) held[h][i] = 0.0f;
+  }
+  total[h] = chunk_total<BITS>(held[h]);
 }
 squares = simd_sum(squares);
 if (lane == 0) gathered[simdgroup] = squares;
+
+for (uint turn = team; turn < count; turn += TEAMS * AHEAD) {
+  float sum[AHEAD];
+#pragma unroll
+  for (int a = 0; a < AHEAD; a++) {
+    sum[a] = 0.0f;
+#pragma unroll
+    for (int h = 0; h < HELD; h++)
+      multiply_by<T, BITS, BALANCED, 1>(coming[a][h], held[h], total[h], sum + a);
+    // Past the end all lanes read one place: without a branch, for a choice between two would be a copy.
+    const uint next = turn + (a + AHEAD) * TEAMS, row = begin + (next < count ? next : 0u);
+#pragma unroll
+    for (int h = 0; h < HELD; h++)
+      fetch<T, BITS, G, BALANCED, 1>(words, scales, offsets, k,
+                                     next < count ? (h * WIDE + place) * 32u + lane : 0u, &row, coming[a][h]);
+    simdgroup_barrier(mem_flags::mem_none);
+  }
+#pragma unroll
+  for (int a = 0; a < AHEAD; a++) {
+    sum[a] = simd_sum(sum[a]);
+    if (lane == 0 && turn + a * TEAMS < count) pieces[turn + a * TEAMS][place] = sum[a];
+  }
+}
 threadgroup_barrier(mem_flags::mem_threadgroup);
+
 squares = 0.0f;
-for (int s = 0; s < SIMDGROUPS; s++) squares += gathered[s];
-const float root = metal::rsqrt(squares / float(k) + settings[0]), threshold = settings[1];
-
-bool active[OUTPUTS];
-for (int o = 0; o < OUTPUTS; o++) {
-  const float raw = root * simd_sum(gate[o]);
-  // What is not a number stays, and passes.
-  const float value = raw != raw ? raw : activated<ACT>(raw);
-  gate[o] = value;
-  active[o] = !((value < 0.0f ? -value : value) <= threshold) && first + o < neurons;
-  if (lane == 0) wishes[simdgroup * OUTPUTS + o] = active[o] ? 1u : 0u;
-}
-threadgroup_barrier(mem_flags::mem_threadgroup);
-uint wanted = 0u, place = 0u;
-for (uint i = 0; i < EACH; i++) {
-  if (i == index) place = wanted;
-  wanted += wishes[i];
-}
-if (index < EACH && wishes[index] != 0u) listed[place] = ushort(index);
-for (uint i = index; i < EACH * STAGES; i += THREADS) (&pieces[0][0])[i] = 0.0f;
-threadgroup_barrier(mem_flags::mem_threadgroup);
-
-// Stages are gone through together, for x is staged anew in each; a single one is still there.
-for (uint start = 0; start < k && wanted != 0u; start += STAGE) {
-  const uint blocks = stage_blocks<BITS, STAGES>(k - start), pairs = wanted * blocks;
-  if (k > STAGE) {
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    stage_gained<T, BITS>(x, gain, k, start, blocks, index, THREADS, waiting);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+for (int s = 0; s < WIDE; s++) squares += gathered[s];
+const float root = metal::rsqrt(squares / float(k) + eps);
+if (simdgroup == 0) {
+  uint wanted = 0u;
+  for (uint first = 0; first < count; first += 32u) {
+    const uint neuron = first + lane;
+    float raw = 0.0f;
+    for (int s = 0; s < WIDE; s++) raw += pieces[neuron < count ? neuron : count - 1u][s];
+    raw *= root;
+    // What is not a number stays, and passes.
+    const float value = raw != raw ? raw : activated<ACT>(raw);
+    const bool active = !((value < 0.0f ? -value : value) <= threshold) && neuron < count;
+    const uint before = count_up_to(active ? 1u : 0u, lane);
+    if (active) listed[wanted + before - 1u] = ushort(neuron);
+    if (neuron < count) gates[neuron] = active ? value * root : 0.0f;
+    wanted += simd_shuffle(before, ushort(31));
   }
-  // Pairs of a row and a block of it, by turns; the weights of AHEAD pairs are on their way.
-  for (uint pair = simdgroup; pair < pairs; pair += SIMDGROUPS * AHEAD) {
-    chunk_rows<T, BITS, 1> up[AHEAD];
-    uint from[AHEAD];
+  if (lane == 0) listed_count[0] = wanted;
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+
+const uint wanted = listed_count[0];
+for (uint turn = team; turn < wanted; turn += TEAMS * AHEAD) {
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++) {
-      const uint p = pair + a * SIMDGROUPS < pairs ? pair + a * SIMDGROUPS : pairs - 1u;
-      from[a] = listed[p / blocks];
-      const uint up_row = neurons + threadgroup_position_in_grid.x * EACH + from[a];
-      const uint at = start / CHUNK + p % blocks * 32u + lane;
-      fetch<T, BITS, G, BALANCED, 1>(words, scales, offsets, k, at, &up_row, up[a]);
+  for (int a = 0; a < AHEAD; a++) {
+    const uint mine = turn + a * TEAMS;
+    if (mine < wanted) {
+      const uint row = neurons + begin + listed[mine];
+#pragma unroll
+      for (int h = 0; h < HELD; h++)
+        fetch<T, BITS, G, BALANCED, 1>(words, scales, offsets, k, (h * WIDE + place) * 32u + lane, &row, coming[a][h]);
     }
+  }
 #pragma unroll
-    for (int a = 0; a < AHEAD; a++) {
-      const uint p = pair + a * SIMDGROUPS;
-      if (p < pairs) {
-        float sum = 0.0f;
-        multiply<T, BITS, BALANCED, 1>(up[a], waiting + (p % blocks * 32u + lane) * packing<BITS>::PITCH, &sum);
-        sum = simd_sum(sum);
-        if (lane == 0) pieces[from[a]][p % blocks] += sum;
-      }
+  for (int a = 0; a < AHEAD; a++) {
+    const uint mine = turn + a * TEAMS;
+    if (mine < wanted) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int h = 0; h < HELD; h++) multiply_by<T, BITS, BALANCED, 1>(coming[a][h], held[h], total[h], &sum);
+      sum = simd_sum(sum);
+      if (lane == 0) pieces[listed[mine]][place] = sum;
     }
   }
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
-for (int o = 0; o < OUTPUTS; o++) {
+for (uint neuron = index; neuron < count; neuron += THREADS) {
   float up = 0.0f;
-  for (int b = 0; b < STAGES; b++) up += pieces[simdgroup * OUTPUTS + o][b];
-  if (lane == 0 && first + o < neurons) out[first + o] = active[o] ? gate[o] * root * up : 0.0f;
+  if (gates[neuron] != 0.0f)
+    for (int s = 0; s < WIDE; s++) up += pieces[neuron][s];
+  out[begin + neuron] = gates[neuron] != 0.0f ? gates[neuron] * up : 0.0f;
 }

@@ -8,6 +8,7 @@ import pytest
 from kernel_runs import simulate, simulate_all_orders
 from metalsim import COMPILER
 
+from russet.kernels import sparse_ffn
 from russet.kernels.base import variant_name
 from russet.kernels.packed import Format, format_of, is_none
 from russet.kernels.sparse_ffn import DOWN, MAX_ROWS, gate_up, gate_up_vector, random_down, random_gate_up, settings
@@ -176,11 +177,12 @@ def test_any_number_of_neurons_is_active(kind, active):
 
 
 @needs_compiler
-@pytest.mark.parametrize("k", [640, 4608])
 @pytest.mark.parametrize("kind", [dense(F16), AFFINE, BALANCED], ids=str)
-def test_a_vector_in_stages_as_cuda_takes_it(kind, k):
-    """More of x waits at once than one block; of the longer one, the second stage is short."""
-    inputs = random_gate_up(0, k, 37, kind, F32, F16)
+@pytest.mark.parametrize(("k", "neurons"), [(640, 90), (4608, 37), (9216, 24)])
+def test_a_vector_as_cuda_takes_it(monkeypatch, kind, k, neurons):
+    """More neurons in a threadgroup than lanes; rows that several simdgroups share; more than one chunk a lane."""
+    monkeypatch.setattr(sparse_ffn, "CORES", 1)
+    inputs = random_gate_up(0, k, neurons, kind, F32, F16)
     (a,) = simulate_all_orders(gates(inputs[0]), inputs, "cuda")
     assert error(a, exact_gate_up(*inputs)) < ALLOWED[F32]
 
