@@ -29,7 +29,7 @@ from russet.models.decoder import Decoder
 from russet.models.download import resolve
 from russet.models.loading import load_decoder
 
-KEEP = 0.1
+KEEP = 0.08
 """The share of a prompt's tokens that the base computes in all layers, where its first layers are the auxiliary's."""
 
 POOL = 15

@@ -25,6 +25,9 @@ that serve all other tokens serve it badly."""
 TAIL = 8
 """Tokens at the end of a prompt that the base computes, where it computes more than the last one."""
 
+FEWEST = 16
+"""Tokens that the base computes at least, there: a tenth of a text of 80 tokens would be its end alone."""
+
 
 class SeenRows(Probe):
     """Keeps what each layer computed of the last rows."""
@@ -76,7 +79,7 @@ def fill(
     if ranking:
         tail = min(count, max(TAIL, prompt.tail))
         scores = score(scorer, common, watch, count, everything, base, cache)
-        chosen = select(scores, max(tail, round(keep * count)), SINK, tail)
+        chosen = select(scores, min(count, max(tail, FEWEST, round(keep * count))), SINK, tail)
     rest = np.setdiff1d(np.arange(count), chosen, assume_unique=True)
     # Behind the last of these the auxiliary need not run.
     through = h[:, : rest[-1] + 1 if len(rest) else 0]

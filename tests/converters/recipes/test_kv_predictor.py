@@ -175,7 +175,11 @@ def test_a_pass_of_own_rows_is_the_base_s(source: Source, batches: list[Batch]) 
     for near in (0, 4, 1000):
         recipe, params = opened(source, PredictorOptions(keep=0.7, near=near), batches)
         kl[near] = recipe.loss(params, batches[0], None, START)[1]["kl"].item()
+    recipe, params = opened(source, PredictorOptions(keep=0.7, near=24, least=1), batches)
+    kl[24] = recipe.loss(params, batches[0], None, START)[1]["kl"].item()
     assert abs(kl[1000]) < 1e-6 < kl[4] < kl[0]
+    # All 24 rows are near, but in texts that drew fewer.
+    assert 1e-6 < kl[24] < kl[0]
 
 
 def test_near_and_chosen_positions_are_met_as_own() -> None:

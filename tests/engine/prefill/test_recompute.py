@@ -16,7 +16,7 @@ from russet.engine.prefill.identity import Identity
 from russet.engine.prefill.importance import LastRow
 from russet.engine.prefill.kv_prediction import KVPrediction
 from russet.engine.prefill.predictor import Predictor, expected_shapes, layer_map
-from russet.engine.prefill.recompute import TAIL, common_layers
+from russet.engine.prefill.recompute import FEWEST, TAIL, common_layers
 from russet.models.decoder import Decoder
 from russet.models.loading import load_decoder
 
@@ -82,10 +82,18 @@ def test_a_share_that_is_none_is_refused() -> None:
 
 def test_what_ranks_high_is_computed_and_so_is_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_decoder(GOLDEN / "llama", dtype="float32")
-    scores = np.zeros(len(PROMPT.tokens))
-    scores[[17, 23]] = 1.0
+    scores, high = np.zeros(len(PROMPT.tokens)), [3, 9, 17, 23, 25, 30, 31, 33]
+    scores[high] = 1.0
     monkeypatch.setattr(recompute, "score", lambda *_: scores)
     cache = base.new_cache()
-    KVPrediction(first_layers_predictor(base, 2), keep=(TAIL + 3) / 50)(base, PROMPT, cache)
+    KVPrediction(first_layers_predictor(base, 2), keep=(TAIL + 9) / 50)(base, PROMPT, cache)
     last = cache.slots[base.config.last_writer].positions
-    assert last[-TAIL - 3 :].tolist() == [0, 17, 23, *range(50 - TAIL, 50)]
+    assert last[-TAIL - 9 :].tolist() == [0, *high, *range(50 - TAIL, 50)]
+
+
+def test_a_small_share_of_a_short_prompt_is_not_its_end_alone() -> None:
+    base = load_decoder(GOLDEN / "llama", dtype="float32")
+    predictor, short = first_layers_predictor(base, 2), PromptTokens(list(range(1, FEWEST - 2)))
+    for prompt, wanted in ((PROMPT, FEWEST), (short, len(short.tokens))):
+        done = KVPrediction(predictor, keep=0.02)(base, prompt, base.new_cache())
+        assert done.work.layer_tokens[common_layers(predictor)] == wanted
