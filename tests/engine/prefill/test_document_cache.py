@@ -96,8 +96,10 @@ def test_another_set_of_documents_uses_what_is_there(decoder: Decoder, tmp_path:
     assert second.work.layer_tokens[0] == 2 * 4 + 3
 
 
-@pytest.mark.parametrize("change", ["preamble", "model", "dtype", "layers"])
-def test_what_rows_depend_on_names_them(change: str, decoder: Decoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["preamble", "split", "model", "dtype", "layers"])
+def test_what_rows_depend_on_names_them(
+    change: str, decoder: Decoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     prompt = prompt_of()
     run(decoder, tmp_path, prompt)
     other = decoder
@@ -105,6 +107,12 @@ def test_what_rows_depend_on_names_them(change: str, decoder: Decoder, tmp_path:
         parts = prompt.segments
         assert parts is not None
         prompt = PromptTokens([1], 1, Segments((1, *parts.preamble[1:]), parts.documents, parts.query, parts.task))
+    elif change == "split":
+        parts = prompt.segments
+        assert parts is not None
+        (token, *rest), *others = parts.documents
+        documents = (tuple(rest), *others)
+        prompt = PromptTokens([1], 1, Segments((*parts.preamble, token), documents, parts.query, parts.task))
     elif change == "model":
         other = load_decoder(GOLDEN / "llama-tied", "float32")
     elif change == "dtype":
@@ -115,7 +123,7 @@ def test_what_rows_depend_on_names_them(change: str, decoder: Decoder, tmp_path:
             run(other, tmp_path, prompt)
         return
     assert run(other, tmp_path, prompt).work.layer_tokens[0] == 5 + 43 + 3 * 4 + 3
-    assert len(files(tmp_path)) == 8
+    assert len(files(tmp_path)) == 8 and not caplog.records
 
 
 def cut(path: Path) -> None:

@@ -43,7 +43,9 @@ def naive(queries: np.ndarray, keys: np.ndarray, rows: np.ndarray, end: int, win
 
 
 @pytest.mark.parametrize("window", [None, 12])
-@pytest.mark.parametrize("positions", [np.arange(20.0), np.array([0.0, 3, 4, 9, 18, 19, 7, 5])])
+@pytest.mark.parametrize(
+    "positions", [np.arange(20.0), *map(np.array, ([0.0, 3, 4, 9, 18, 19, 7, 5], [0.0, 19, 3, 4, 18, 7]))]
+)
 def test_attention_is_the_softmax_over_what_each_query_sees(positions: np.ndarray, window: int | None) -> None:
     slot, keys = slot_at(positions, window)
     queries = np.random.default_rng(2).normal(size=(HEADS, 3, DIM)).astype(np.float32)
