@@ -36,6 +36,8 @@ REQUESTS = (6, 7)
 DOCUMENTS = 5
 DOCUMENT_CHARACTERS = 220
 """Prompts then have some 400 tokens of SmolLM2's."""
+DRAFT = "1.0"
+"""SpecPrefill's, a share of the layers: of half of them, chunks drawn at random do as well in SmolLM2-135M."""
 NEEDLE_TOKENS = 16
 REPLY_TOKENS = 40
 """Drawn by exact prefill alone; the others read them in one pass."""
@@ -192,4 +194,4 @@ def request_prompts() -> list[Prompt]:
 def setup_hash() -> str:
     """Tells the gate's prompts and settings from others: levels hold for those that they were measured with."""
     prompts = [asdict(prompt) for prompt in (*(prompt for prompt, _ in needle_prompts()), *request_prompts())]
-    return hashlib.sha256(json.dumps([NEEDLE_TOKENS, REPLY_TOKENS, prompts]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([NEEDLE_TOKENS, REPLY_TOKENS, DRAFT, prompts]).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from russet.engine.timing import now
 if TYPE_CHECKING:
     from russet.bench.gate import Level
 
-GATED = ("exact", "lazyllm:0.5", "specprefill:0.7", "superposition:2", "kv-prediction:smollm2-135m-kvp-0.5")
+GATED = ("exact", "lazyllm:0.5", "specprefill:0.5", "superposition:2", "kv-prediction:smollm2-135m-kvp-0.5")
 
 
 def check_gate(
@@ -45,7 +45,7 @@ def check_gate(
         raise GateError(f"No level is recorded for {unknown[0]}; there are levels for {', '.join(recorded)}.")
     started = now()
     with tempfile.TemporaryDirectory() as documents, listener() as listen:
-        measured = gate.measure(loaded, contenders(chosen, Path(documents), draft), listen)
+        measured = gate.measure(loaded, contenders(chosen, Path(documents), draft or gate.DRAFT), listen)
     seconds = now() - started
     if record:
         recorded = gate_levels.record(measured, sha256, loaded.name, others=bool(names))
