@@ -16,8 +16,9 @@ its own. All randomness comes from keys that the recipe makes from numbers, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,7 +78,21 @@ Loss = tuple[mx.array, dict[str, mx.array]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A recipe's own settings; a subclass adds fields with defaults: numbers, booleans, strings."""
+    """A recipe's own settings; a subclass adds fields with defaults: numbers, booleans, strings.
+
+    Raises InvalidOptionError for a number that is not finite, and for a part of the run outside of 0 to below 1.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    """The settings that are a part of the run, counted from its beginning."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidOptionError(f"{field.name} is {value}; a finite number is expected.")
+            if field.name in self.parts and not 0 <= value < 1:
+                raise InvalidOptionError(f"{field.name} is {value}; it is a part of the run, at least 0 and below 1.")
 
 
 class Recipe:

@@ -15,7 +15,7 @@ import mlx.core as mx
 from russet.converters.recipes.base import Batch, Exported, Loss, Objective, Options, Recipe, Treatment
 from russet.converters.recipes.forward import FullSequence, decoder_of
 from russet.converters.recipes.qat2 import QAT2, QatOptions
-from russet.converters.recipes.relufy import Gates, ReluOptions, gate_penalty, relu_gates, softened
+from russet.converters.recipes.relufy import Gates, ReluOptions, check_target, gate_penalty, relu_gates, softened
 from russet.converters.recipes.share_kv import blended, kv_report, owned, share_last
 from russet.converters.recipes.source import Params, Source
 from russet.converters.recipes.sparsity_report import measure_sparsity
@@ -27,6 +27,8 @@ from russet.models.families import read_decoder
 @dataclass(frozen=True, slots=True)
 class CombinedOptions(QatOptions):
     """The options of qat2, relufy and share_kv; `bits` is 2, or 16 for a stage without rounding."""
+
+    parts: ClassVar[tuple[str, ...]] = ("ramp", "soften", "anneal", "blend")
 
     bits: int = 2
     soften: float = 0.1
@@ -49,6 +51,7 @@ class Combined(QAT2):
     def open(self, source: Source, dtype: mx.Dtype, teacher: Source | None = None) -> None:
         if self.own.bits not in (2, 16):
             raise InvalidOptionError(f"bits is {self.own.bits}; it is 2, or 16 for a stage without rounding.")
+        check_target(self.own.sparsity, self.own.penalty)
         super().open(source, dtype, teacher)
         config = source.config
         self.softens = self.own.soften if any(layer.activation != "relu" for layer in config.layers) else 0.0

@@ -19,7 +19,6 @@ from russet.converters.recipes.losses import head_loss
 from russet.converters.recipes.measure import means
 from russet.converters.recipes.source import Params, Source
 from russet.converters.recipes.two_bit import CLIP, TwoBit
-from russet.engine.errors import InvalidOptionError
 from russet.models.decoder import Decoder
 
 
@@ -28,6 +27,8 @@ class QatOptions(Options):
     """`group` weights share a scale, 0 stands for a row; `clip` is "tensor" or "scale", what a clipping factor is
     learned for; `clip_rate` multiplies the learning rate of these factors; `embedding_bits` is 4, 8 or 16. Over the
     first `ramp` of the run, weights go from unrounded to rounded. `adapter` is the rank of a correction in 16 bits."""
+
+    parts: ClassVar[tuple[str, ...]] = ("ramp",)
 
     group: int = 64
     clip: str = "tensor"
@@ -49,8 +50,6 @@ class QAT2(Recipe):
         super().open(source, dtype, teacher)
         assert isinstance(self.options, QatOptions)
         self.clip_rate, self.ramp = self.options.clip_rate, self.options.ramp
-        if not 0 <= self.ramp < 1:
-            raise InvalidOptionError(f"ramp is {self.ramp}; it is a share of the run, at least 0 and below 1.")
         chosen = self.options
         self.rounding = TwoBit(self.config, chosen.group, chosen.clip, chosen.embedding_bits, chosen.adapter)
 

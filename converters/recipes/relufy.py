@@ -39,6 +39,8 @@ class ReluOptions(Options):
     `sparsity` is the target for the share of zeros in the down projection's input, `penalty` how hard it is pursued.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("soften", "anneal")
+
     stage: int = 1
     shift: float = 0.0
     soften: float = 0.1
@@ -79,9 +81,16 @@ def relu_options(options: Options) -> ReluOptions:
     assert isinstance(options, ReluOptions)
     if options.stage not in (1, 2):
         raise InvalidOptionError(f"stage is {options.stage}; it is 1 (gates) or 2 (norms as well).")
-    if not 0 <= options.sparsity < 1:
-        raise InvalidOptionError(f"sparsity is {options.sparsity}; it is a share from 0 to below 1.")
+    check_target(options.sparsity, options.penalty)
     return options
+
+
+def check_target(sparsity: float, penalty: float) -> None:
+    """Raises InvalidOptionError for a share of zeros that cannot be, and for a penalty that would reward."""
+    if not 0 <= sparsity < 1:
+        raise InvalidOptionError(f"sparsity is {sparsity}; it is a share from 0 to below 1.")
+    if penalty < 0:
+        raise InvalidOptionError(f"penalty is {penalty}; it is 0 or above.")
 
 
 def relu_gates(raw: dict[str, Any], norms: bool = False, shift: float = 0.0) -> dict[str, Any]:

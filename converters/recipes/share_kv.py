@@ -38,6 +38,8 @@ class ShareOptions(Options):
     and the last norm: what comes before stays the source's.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("blend",)
+
     share: float = 3 / 8
     slots: int = 1
     blend: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,10 +85,25 @@ def test_stage_two_cuts_rows_at_zero(source: Source, tokens: mx.array) -> None:
     assert 0.3 < found["gate_up"] < 0.7
 
 
-@pytest.mark.parametrize("options", [ReluOptions(stage=3), ReluOptions(sparsity=1.0)])
-def test_relufy_refuses_what_makes_no_sense(source: Source, options: ReluOptions) -> None:
-    with pytest.raises(InvalidOptionError):
-        opened("relufy", source, options)
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("relufy", {"stage": 3}, "stage is 3"),
+        ("relufy", {"sparsity": 1.0}, r"sparsity is 1\.0"),
+        ("relufy", {"penalty": -1.0}, r"penalty is -1\.0"),
+        ("relufy", {"shift": math.nan}, "shift is nan; a finite number"),
+        ("relufy", {"soften": 2.0}, r"soften is 2\.0; it is a part of the run"),
+        ("relufy", {"anneal": -0.5}, r"anneal is -0\.5; it is a part of the run"),
+        ("share_kv", {"blend": 1.0}, r"blend is 1\.0; it is a part of the run"),
+        ("combined", {"bits": 16, "sparsity": 1.5}, r"sparsity is 1\.5"),
+        ("combined", {"bits": 16, "blend": 2.0}, r"blend is 2\.0; it is a part of the run"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    source: Source, name: str, options: dict[str, float], problem: str
+) -> None:
+    with pytest.raises(InvalidOptionError, match=problem):
+        opened(name, source, recipe_class(name).options_type(**options))
 
 
 def test_a_relu_model_is_not_made_one_again(source: Source, tmp_path: Path) -> None:

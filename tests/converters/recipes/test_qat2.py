@@ -204,7 +204,7 @@ def test_rounding_comes_in_over_the_ramp_and_is_whole_behind_it(source: Source) 
         ({"group": 64}, "Rows of 96 weights do not divide into groups of 64"),
         ({"group": 7}, "The group size is 7"),
         ({"adapter": -1}, "The adapter's rank is -1"),
-        ({"ramp": 1.0}, "ramp is 1.0; it is a share of the run"),
+        ({"ramp": 1.0}, "ramp is 1.0; it is a part of the run"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(source: Source, options: dict, problem: str) -> None:
