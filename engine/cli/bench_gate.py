@@ -16,7 +16,8 @@ from russet.engine.timing import now
 if TYPE_CHECKING:
     from russet.bench.gate import Level
 
-GATED = ("exact", "lazyllm:0.5", "specprefill:0.5", "superposition:2", "kv-prediction:smollm2-135m-kvp-0.5")
+PREDICTED = "kv-prediction:smollm2-135m-kvp-0.5"
+GATED = ("exact", "lazyllm:0.5", "specprefill:0.5", "superposition:2", PREDICTED, f"{PREDICTED}@0.15")
 
 
 def check_gate(
@@ -61,7 +62,7 @@ def _can_run(mode: str) -> bool:
     from russet.models.catalog import PREDICTORS
     from russet.models.shipped import shipped
 
-    predictor = mode.partition(":")[2]
+    predictor = mode.partition(":")[2].partition("@")[0]
     if predictor not in PREDICTORS or shipped(predictor) is not None:
         return True
     click.echo(f"Left out: {mode}, since {predictor} comes with a clone of the repository only.", err=True)

@@ -1,4 +1,4 @@
-"""Prefill strategies by name: `lazyllm`, `lazyllm:0.5`, `superposition:2`, `kv-prediction:FOLDER`.
+"""Prefill strategies by name: `lazyllm`, `lazyllm:0.5`, `superposition:2`, `kv-prediction:FOLDER@0.15`.
 
 LazyLLM takes a schedule in place of a share, as `parse_schedule` in pruning.py reads it.
 
@@ -114,6 +114,7 @@ def _kv_prediction(predictor: str | Path | None = None, keep: float | str | None
 
     if predictor is None:
         raise InvalidOptionError("kv-prediction needs a predictor; give the folder of one.")
+    predictor, keep = _with_share(str(predictor), keep)
     folder = Path(predictor).expanduser()
     if not folder.exists() and str(predictor) not in PREDICTORS:
         raise InvalidOptionError(
@@ -128,6 +129,16 @@ def _kv_prediction(predictor: str | Path | None = None, keep: float | str | None
             )
         folder = found
     return KVPrediction(folder) if keep is None else KVPrediction(folder, keep=_share(keep, zero=True))
+
+
+def _with_share(text: str, keep: float | str | None) -> tuple[str, float | str | None]:
+    """`PREDICTOR@KEEP` in its two parts, so that one comparison can hold several shares; a folder may be called so."""
+    predictor, at, share = text.rpartition("@")
+    if not at or Path(text).expanduser().exists():
+        return text, keep
+    if keep is not None:
+        raise InvalidOptionError(f"{text!r} names its keep already, but {keep!r} was given too; drop one.")
+    return predictor, share
 
 
 def _superposition(keep: float | str | None = None, documents: Path | None = None) -> Prefill:

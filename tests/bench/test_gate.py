@@ -97,10 +97,11 @@ def test_a_reply_read_in_one_pass_agrees_with_its_steps(long_folder: Path, prefi
     assert gate._Run(model, prefill, PromptTokens(prompt.tokens[::-1])).agreement(reply) < 1.0
 
 
+@pytest.mark.parametrize("keep", ["", "@0.15"])
 def test_a_mode_whose_predictor_is_not_here_is_left_out(
-    command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep: str, command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mode = "kv-prediction:smollm2-135m-kvp-0.5"
+    mode = f"kv-prediction:smollm2-135m-kvp-0.5{keep}"
     assert command("--record", "--prefill", "exact").exit_code == 0
     models = json.loads((tmp_path / "gate.json").read_text())
     for entry in models.values():

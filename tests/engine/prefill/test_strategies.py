@@ -112,6 +112,15 @@ def test_a_predictor_of_the_repository_has_a_name(tmp_path: Path, monkeypatch: p
     save_predictor(Predictor.identity(load_decoder(GOLDEN / "llama", "float32")), tmp_path / "half")
     strategy = parse("kv-prediction", predictor="half")
     assert isinstance(strategy, KVPrediction) and strategy.folder == tmp_path / "half"
+    strategy = parse("kv-prediction:half@0.15")
+    assert isinstance(strategy, KVPrediction) and (strategy.folder, strategy.keep) == (tmp_path / "half", 0.15)
+    with pytest.raises(InvalidOptionError, match=r"'half@0\.15' names its keep already, but 0\.3 was given too"):
+        parse("kv-prediction:half@0.15", keep=0.3)
+    with pytest.raises(InvalidOptionError, match="keep is much; it is a share of the prompt"):
+        parse("kv-prediction:half@much")
+    (tmp_path / "half").rename(tmp_path / "at@0.5")
+    strategy = parse(f"kv-prediction:{tmp_path / 'at@0.5'}", keep=0.2)
+    assert isinstance(strategy, KVPrediction) and (strategy.folder, strategy.keep) == (tmp_path / "at@0.5", 0.2)
 
 
 def test_lossy_strategies_name_their_price_and_exact_has_none() -> None:
