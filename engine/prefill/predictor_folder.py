@@ -150,14 +150,21 @@ def _expanded(file: SafetensorsFile, prefix: str, suffix: str = "") -> dict[str,
             continue
         scales, offsets = _tensor(file, f"{base}.scales"), _tensor(file, f"{base}.biases")
         stored = file.tensors[name]
-        bits, rest = divmod(32 * stored.shape[-1], GROUP * scales.shape[-1])
-        known = stored.dtype == "U32" and bits in (OWN_BITS, MAP_BITS) and not rest
-        if not known or stored.shape[:-1] != scales.shape[:-1] or scales.shape != offsets.shape:
+        bits = _bits(stored.shape, scales.shape)
+        if stored.dtype != "U32" or bits not in (OWN_BITS, MAP_BITS) or scales.shape != offsets.shape:
             raise PredictorError(
                 f"{name} is not weights of {OWN_BITS} or {MAP_BITS} bits in groups of {GROUP}; it is damaged."
             )
         arrays[name] = mx.dequantize(file.read(name), scales, offsets, GROUP, bits)
     return arrays
+
+
+def _bits(words: tuple[int, ...], scales: tuple[int, ...]) -> int | None:
+    """Of a packed matrix, by the shapes of its words and its scales; None where these are none of one."""
+    if len(words) != 2 or len(scales) != 2 or words[0] != scales[0] or not scales[1]:
+        return None
+    bits, rest = divmod(32 * words[1], GROUP * scales[1])
+    return None if rest else bits
 
 
 def _auxiliary(file: SafetensorsFile, entry: Any) -> Identity | tuple[int, ...]:

@@ -104,14 +104,20 @@ def test_a_folder_gives_back_what_was_saved(canonical: Predictor, tmp_path: Path
     assert all(mx.array_equal(loaded.weights[name], canonical.weights[name]) for name in loaded.weights)
 
 
-def test_packed_maps_come_back_in_8_bits(tmp_path: Path) -> None:
-    """Only matrices are packed, and each number comes back within two steps of its group."""
+def wide_predictor() -> Predictor:
+    """Random maps [64, 64], which groups of 64 divide."""
     sample = np.ones((SAMPLE_TOKENS, 64), np.float32)
     base = Identity("wide", 64, 72, ((2, 32),) * 3, (sample, sample))
     shapes = expected_shapes((0, 0, 0), base.keys_values, base.keys_values, base.hidden_dim)
     generator = np.random.default_rng(0)
     maps = {name: mx.array(generator.normal(size=shape), dtype=mx.float16) for name, shape in shapes.items()}
-    predictor = Predictor(base, (0, 1, 2), (0, 0, 0), maps, "normed")
+    return Predictor(base, (0, 1, 2), (0, 0, 0), maps, "normed")
+
+
+def test_packed_maps_come_back_in_8_bits(tmp_path: Path) -> None:
+    """Only matrices are packed, and each number comes back within two steps of its group."""
+    predictor = wide_predictor()
+    maps = predictor.weights
     save_predictor(predictor, tmp_path / "plain")
     save_predictor(predictor, tmp_path / "packed", packed=True)
     loaded = load_predictor(tmp_path / "packed").weights
@@ -126,6 +132,28 @@ def test_packed_maps_come_back_in_8_bits(tmp_path: Path) -> None:
         assert apart.max() > 0 and (apart <= 2 * np.ptp(groups, axis=1) / 255).all()
     plain, packed = ((tmp_path / kind / "predictor.safetensors").stat().st_size for kind in ("plain", "packed"))
     assert packed < 0.7 * plain
+
+
+@pytest.mark.parametrize("damage", ["no groups", "a scalar", "one row", "another rank", "other groups", "other rows"])
+def test_packed_maps_of_shapes_that_none_have_are_refused(damage: str, tmp_path: Path) -> None:
+    save_predictor(wide_predictor(), tmp_path / "p", packed=True)
+    file = tmp_path / "p" / "predictor.safetensors"
+    arrays = dict(mx.load(str(file)))
+    words, scales, offsets = (f"layers.1.keys.{part}" for part in ("weight", "scales", "biases"))
+    half = mx.float16
+    changes = {
+        "no groups": {scales: mx.zeros((64, 0), half), offsets: mx.zeros((64, 0), half)},
+        "a scalar": {words: mx.array(1, mx.uint32)},
+        "one row": {name: arrays[name][0] for name in (words, scales, offsets)},
+        "another rank": {name: arrays[name][None] for name in (words, scales, offsets)},
+        "other groups": {scales: mx.zeros((64, 3), half), offsets: mx.zeros((64, 3), half)},
+        "other rows": {scales: mx.zeros((32, 1), half), offsets: mx.zeros((32, 1), half)},
+    }
+    mx.save_safetensors(str(file), arrays | changes[damage])
+    with pytest.raises(
+        PredictorError, match=r"layers\.1\.keys\.weight is not weights of 6 or 8 bits .*; it is damaged"
+    ):
+        load_predictor(tmp_path / "p")
 
 
 def test_folders_of_version_2_are_read(canonical: Predictor, tmp_path: Path) -> None:
