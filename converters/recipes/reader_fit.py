@@ -111,7 +111,7 @@ class _Sums:
         """For each shared head, the own one that it stands in for."""
         assert self._parts is not None
         squares, products, own_squares, turned, pair_squares, plain, plain_squares, key_squares = self._parts
-        heads, dim = len(squares), squares.shape[1]
+        dim = squares.shape[1]
         strength = RIDGE * np.trace(squares, axis1=1, axis2=2)[:, None, None] / dim * np.eye(dim)
         maps = np.linalg.solve((squares + strength)[:, None], products)
         explained = (maps * products).sum((2, 3)) / own_squares
@@ -120,13 +120,13 @@ class _Sums:
         if keys:
             energy = (np.abs(factors) ** 2 * pair_squares[:, None]).sum(2) + (reals * plain).sum(2)
             explained = explained + energy / key_squares
-        chosen = _greedy(explained)
         both = np.concatenate([factors, reals], axis=2)
-        return [StandIn(own, maps[a, own], both[a, own] if keys else None) for a, own in enumerate(chosen[:heads])]
+        chosen = one_each(explained)
+        return [StandIn(own, maps[a, own], both[a, own] if keys else None) for a, own in enumerate(chosen)]
 
 
-def _greedy(worth: np.ndarray) -> list[int]:
-    """For each row the column that it gets, the worthiest pair first."""
+def one_each(worth: np.ndarray) -> list[int]:
+    """For each row of a square the column that it gets, each column once, the worthiest pair first."""
     left, chosen = worth.copy(), [0] * len(worth)
     for _ in chosen:
         row, column = np.unravel_index(int(left.argmax()), left.shape)

@@ -18,7 +18,7 @@ from russet.converters.recipes.base import Batch, Objective, Recipe
 from russet.converters.recipes.combined import CombinedOptions
 from russet.converters.recipes.forward import decoder_of, hidden_rows
 from russet.converters.recipes.listener import Silent
-from russet.converters.recipes.reader_fit import _folded, _Sums, fit_readers
+from russet.converters.recipes.reader_fit import _folded, _Sums, fit_readers, one_each
 from russet.converters.recipes.run import Run
 from russet.converters.recipes.share_kv import ShareOptions, share_last
 from russet.converters.recipes.source import Params, open_source
@@ -180,6 +180,11 @@ def test_projections_for_rows_that_differ_by_what_can_be_folded_are_exact(
     wanted = attended(source.weights["layers.3.q"], source.weights["layers.3.o"], own_keys, own_values)
     ours = attended(found["layers.3.q"], found["layers.3.o"], keys, values)
     assert mx.square(ours - wanted).sum().item() < 1e-4 * mx.square(wanted).sum().item()
+
+
+def test_no_own_head_is_stood_in_for_twice() -> None:
+    """The first column is the best for all rows; the row that gains most gets it, and the next best pair follows."""
+    assert one_each(np.array([[0.8, 0.7, 0.1], [0.9, 0.2, 0.3], [0.7, 0.6, 0.2]])) == [1, 0, 2]
 
 
 def test_queries_under_a_norm_keep_their_size() -> None:
