@@ -163,13 +163,12 @@ class Run:
     def _state(self, corpus: Corpus) -> tuple[State, Curve]:
         path = self.folder / CHECKPOINT
         self._known = self._identity(corpus)
-        if path.exists():
-            # What a recipe solves for at the start, `weights` and `export` may need again.
-            self.recipe.start()
-            state = load_checkpoint(path, self._known)
-            return state, Curve.read(self.folder / CURVE, state.step)
+        state = load_checkpoint(path, self._known) if path.exists() else None
+        # Of a run that goes on as well: `weights`, `export` and `report` may read what is solved for at the start.
         self.recipe.calibrate(list(corpus.first(self.settings.batch, self.recipe.calibration_tokens)))
         params, averages = self.recipe.start(), bool(self.settings.ema)
+        if state is not None:
+            return state, Curve.read(self.folder / CURVE, state.step)
         refuse_oversize(self.recipe, params, self.settings.batch, self.settings.length, averages)
         state = State.first(params, averages)
         make_folder(self.folder)

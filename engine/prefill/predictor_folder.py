@@ -73,7 +73,7 @@ def write_predictor(predictor: Predictor, folder: Path, packed: bool = False) ->
     }
     with writing(folder):
         require_space(folder, sum(array.nbytes for array in arrays.values()))
-        contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
+        contiguous = {name: mx.contiguous(array) for name, array in sorted(arrays.items())}
         mx.save_safetensors(str(folder / TENSORS), contiguous, {"format": FORMAT})
         (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
