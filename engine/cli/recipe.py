@@ -92,11 +92,11 @@ def command(name: str, src: str, dst: Path, as_json: bool, **given: Any) -> None
 
     \b
     relufy        ReLU gates, made sparse (stage, shift, soften, sparsity, penalty, anneal)
-    share_kv      the last 3/8 of the layers read an earlier layer's keys and values (share, blend, trained)
+    share_kv      the last 3/8 of the layers read an earlier layer's keys and values (share, slots, blend, trained)
     qat2          balanced 2-bit weights and a 4-bit embedding (group, clip, clip_rate, embedding_bits, ramp, adapter)
-    combined      the three above in one model (bits, and their settings)
+    combined      the three above in one model (bits, and their settings but stage, shift and trained)
     kv_predictor  maps from half of the layers to the keys and values of all (keep, layers, inputs, trained, near,
-                  real, l1, auxiliary)
+                  least, real, l1, auxiliary)
     prune         a share of the layers only, to compare with kv_predictor (keep)
     control       no change: what more training on the same tokens does by itself
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from russet.converters.recipes import RECIPES
+from russet.converters.recipes import RECIPES, recipe_class
 from russet.converters.recipes.share_kv import ShareOptions
 from russet.engine.cli import main
 from russet.engine.cli.recipe import NAMES
@@ -118,3 +118,15 @@ def test_tokens_are_a_number(folders: tuple[Path, Path], tmp_path: Path, tokens:
 
 def test_every_recipe_can_be_named() -> None:
     assert set(NAMES) == set(RECIPES)
+
+
+def test_help_names_every_setting() -> None:
+    """Those in brackets behind a recipe are its own; combined has those of three others besides."""
+    text = " ".join(CliRunner().invoke(main, ["recipe", "--help"]).output.split())
+    named = {name: text.partition(f" {name} ")[2].partition("(")[2].partition(")")[0] for name in NAMES}
+    own = {name: {field.name for field in fields(recipe_class(name).options_type)} for name in NAMES}
+    others = own["relufy"] | own["share_kv"] | own["qat2"]
+    for name in set(NAMES) - {"combined", "control"}:
+        assert set(named[name].split(", ")) == own[name]
+    assert named["combined"] == "bits, and their settings but stage, shift and trained"
+    assert own["combined"] == {"bits"} | others - {"stage", "shift", "trained"} and not own["control"]
