@@ -15,8 +15,9 @@ import mlx.core as mx
 from russet.converters.recipes.base import Batch, Exported, Loss, Objective, Options, Recipe, Treatment
 from russet.converters.recipes.forward import FullSequence, decoder_of
 from russet.converters.recipes.qat2 import QAT2, QatOptions
+from russet.converters.recipes.reader_fit import fit_readers
 from russet.converters.recipes.relufy import Gates, ReluOptions, check_target, gate_penalty, relu_gates, softened
-from russet.converters.recipes.share_kv import blended, kv_report, owned, share_last
+from russet.converters.recipes.share_kv import ShareKV, blended, kv_report, owned, readers_of, share_last
 from russet.converters.recipes.source import Params, Source
 from russet.converters.recipes.sparsity_report import measure_sparsity
 from russet.engine.errors import InvalidOptionError
@@ -26,7 +27,10 @@ from russet.models.families import read_decoder
 
 @dataclass(frozen=True, slots=True)
 class CombinedOptions(QatOptions):
-    """The options of qat2, relufy and share_kv; `bits` is 2, or 16 for a stage without rounding."""
+    """The options of qat2, relufy and share_kv; `bits` is 2, or 16 for a stage without rounding.
+
+    As in share_kv, readers' projections are solved for before the first step, or with `blend` their rows fade out.
+    """
 
     parts: ClassVar[tuple[str, ...]] = ("ramp", "soften", "anneal", "blend")
 
@@ -37,7 +41,7 @@ class CombinedOptions(QatOptions):
     anneal: float = 0.5
     share: float = 3 / 8
     slots: int = 1
-    blend: float = 0.15
+    blend: float = 0.0
 
 
 class Combined(QAT2):
@@ -47,6 +51,11 @@ class Combined(QAT2):
     summary = "ReLU gates, shared keys and values, and 2-bit weights in one model"
     options_type: ClassVar[type[Options]] = CombinedOptions
     objective: ClassVar[Objective] = Objective(kl=1.0, hidden=0.5)
+    calibration_tokens: ClassVar[int] = ShareKV.calibration_tokens
+
+    def __init__(self, options: Options | None = None, objective: Objective | None = None) -> None:
+        super().__init__(options, objective)
+        self._fitted: Params = {}
 
     def open(self, source: Source, dtype: mx.Dtype, teacher: Source | None = None) -> None:
         if self.own.bits not in (2, 16):
@@ -55,7 +64,8 @@ class Combined(QAT2):
         super().open(source, dtype, teacher)
         config = source.config
         self.softens = self.own.soften if any(layer.activation != "relu" for layer in config.layers) else 0.0
-        self.blends = self.own.blend if all(layer.kv_source is None for layer in config.layers) else 0.0
+        self.shares = not readers_of(config)
+        self.blends = self.own.blend if self.shares else 0.0
         if self.blends and self.rounds:
             raise InvalidOptionError(
                 "The source's layers have keys and values of their own, which fade out before weights are rounded: "
@@ -74,17 +84,21 @@ class Combined(QAT2):
         return self.own.bits == 2
 
     def configure(self, raw: dict[str, Any]) -> dict[str, Any]:
-        layers = read_decoder(raw).layers
-        if any(layer.activation != "relu" for layer in layers):
+        config = read_decoder(raw)
+        if any(layer.activation != "relu" for layer in config.layers):
             raw = relu_gates(raw)
-        return (
-            share_last(raw, self.own.share, self.own.slots) if all(layer.kv_source is None for layer in layers) else raw
-        )
+        return raw if readers_of(config) else share_last(raw, self.own.share, self.own.slots)
+
+    def calibrate(self, batches: Sequence[Batch]) -> None:
+        # On the source's own rows, since SiLU becomes ReLU later and step by step.
+        if self.shares and not self.blends:
+            self._fitted = fit_readers(self.source, readers_of(self.config), [batch.tokens for batch in batches])
 
     def start(self) -> Params:
-        if self.rounds:
-            return super().start()
-        return self.source.weights if self.blends else Recipe.start(self)
+        return super().start() if self.rounds else self.unrounded()
+
+    def unrounded(self) -> Params:
+        return self.source.weights if self.blends else Recipe.start(self) | self._fitted
 
     def treatment(self, name: str) -> Treatment:
         return super().treatment(name) if self.rounds else Recipe.treatment(self, name)

@@ -55,8 +55,12 @@ class QAT2(Recipe):
 
     def start(self) -> Params:
         """The source's weights, and the clipping factors of those that are rounded to 2 bits."""
-        weights = super().start()
+        weights = self.unrounded()
         return weights | self.rounding.start(weights)
+
+    def unrounded(self) -> Params:
+        """The weights that training begins with, before any rounding."""
+        return super().start()
 
     def treatment(self, name: str) -> Treatment:
         """Nothing decays: shrinking weights would fight the levels that they are to settle on."""
@@ -79,13 +83,13 @@ class QAT2(Recipe):
         factors = [mx.exp(array).mean().item() for name, array in params.items() if name.endswith(CLIP)]
         return {
             "bits_per_body_weight": self.rounding.bits_per_weight(params),
-            "codes_changed": self.rounding.changed(params, self.source.weights),
+            "codes_changed": self.rounding.changed(params, self.unrounded()),
             "clipping": {"least": min(factors), "mean": sum(factors) / len(factors), "most": max(factors)},
             **self._compared(params, batches, progress),
         }
 
     def _compared(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
-        first = super().start()
+        first = self.unrounded()
         models = {
             "source": first,
             "result": self.rounding.weights(params),

@@ -65,7 +65,7 @@ class ShareKV(Recipe):
 
     def calibrate(self, batches: Sequence[Batch]) -> None:
         if not share_options(self.options).blend:
-            self._fitted = fit_readers(self.source, self._readers, [batch.tokens for batch in batches])
+            self._fitted = fit_readers(self.source, readers_of(self.config), [batch.tokens for batch in batches])
 
     def start(self) -> Params:
         weights = self.source.weights if share_options(self.options).blend else super().start()
@@ -83,14 +83,9 @@ class ShareKV(Recipe):
         return {name: array for name, array in self.source.weights.items() if _layer(name) < first}
 
     @property
-    def _readers(self) -> dict[int, int]:
-        """Layers that read another's rows, and whose."""
-        return {i: layer.kv_source for i, layer in enumerate(self.config.layers) if layer.kv_source is not None}
-
-    @property
     def _first(self) -> int:
         """The first layer whose rows are shared."""
-        return min(self._readers.values())
+        return min(readers_of(self.config).values())
 
     def decoder(self, params: Params, at: mx.array) -> Decoder:
         config = self.source.config if share_options(self.options).blend else self.config
@@ -115,6 +110,11 @@ class ShareKV(Recipe):
 
     def report(self, params: Params, batches: Sequence[Batch], progress: Callable[[], None]) -> dict[str, Any]:
         return kv_report(self.source.config, self.config)
+
+
+def readers_of(config: DecoderConfig) -> dict[int, int]:
+    """Layers that read another's rows, and whose."""
+    return {i: layer.kv_source for i, layer in enumerate(config.layers) if layer.kv_source is not None}
 
 
 def owned(params: Params, roles: Mapping[str, str]) -> Params:
@@ -142,11 +142,7 @@ class Blended(FullSequence):
 
     def __init__(self, config: DecoderConfig, done: mx.array) -> None:
         super().__init__(config)
-        self._readers = {
-            i: BlendedRows(self.slots[layer.kv_source], done)
-            for i, layer in enumerate(config.layers)
-            if layer.kv_source is not None
-        }
+        self._readers = {i: BlendedRows(self.slots[source], done) for i, source in readers_of(config).items()}
 
     def slot(self, layer: int) -> SequenceRows:
         return self._readers.get(layer) or super().slot(layer)

@@ -164,7 +164,7 @@ def test_combined_is_made_in_two_stages(make_run: MakeRun, source_folder: Path, 
 
 def test_combined_rounds_no_rows_that_fade_out(make_run: MakeRun) -> None:
     with pytest.raises(InvalidOptionError, match="bits=16 first"):
-        make_run("combined", options=CombinedOptions(group=32))()
+        make_run("combined", options=CombinedOptions(group=32, blend=0.15))()
     with pytest.raises(InvalidOptionError, match="bits is 3"):
         make_run("combined", options=CombinedOptions(bits=3))()
 

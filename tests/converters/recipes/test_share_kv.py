@@ -14,7 +14,7 @@ import pytest
 
 import russet
 from russet.converters.recipes import recipe_class
-from russet.converters.recipes.base import Batch, Objective, Recipe
+from russet.converters.recipes.base import Batch, Objective, Options, Recipe
 from russet.converters.recipes.combined import CombinedOptions
 from russet.converters.recipes.forward import decoder_of, hidden_rows
 from russet.converters.recipes.listener import Silent
@@ -202,12 +202,32 @@ def test_uneven_heads_are_refused() -> None:
         fit_readers(golden, {reader: 0}, [mx.zeros((1, 8), mx.int32)])
 
 
-def test_fitted_readers_begin_nearer_to_the_source(six: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("share_kv", ShareOptions(share=0.5, slots=2)),
+        ("combined", CombinedOptions(bits=16, share=0.5, slots=2)),
+        ("combined", CombinedOptions(share=0.5, slots=2, group=32, ramp=0.5)),
+    ],
+)
+def test_fitted_readers_begin_nearer_to_the_source(six: Path, name: str, options: Options) -> None:
+    """Combined's gates are still the source's then, and with a ramp its weights."""
     text = mx.random.randint(0, 250, (8, 65), key=mx.random.key(1))
-    recipe = recipe_class("share_kv")(ShareOptions(share=0.5, slots=2))
+    recipe = recipe_class(name)(options)
     recipe.open(open_source(six), mx.float32)
     batch, teacher = Batch(text[:, :-1], text[:, 1:]), teacher_of(recipe)(text[:, :-1])
     plain = recipe.loss(recipe.start(), batch, teacher, mx.array(0.0))[1]["hidden"].item()
     recipe.calibrate([batch])
     fitted = recipe.loss(recipe.start(), batch, teacher, mx.array(0.0))[1]["hidden"].item()
     assert fitted < 0.8 * plain
+
+
+def test_layers_that_share_rows_already_stay_as_they_are(make_run: Callable[..., Run], six: Path) -> None:
+    """Combined's second stage solves for nothing."""
+    run = make_run("share_kv", options=ShareOptions(share=0.5), src=six)
+    run()
+    recipe = recipe_class("combined")(CombinedOptions(bits=16))
+    recipe.open(open_source(run.dst), mx.float32)
+    before = recipe.start()
+    recipe.calibrate([Batch(ids := mx.zeros((1, 8), mx.int32), ids)])
+    assert all(mx.array_equal(array, before[role]) for role, array in recipe.start().items())
