@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -120,6 +121,20 @@ def test_a_kernel_that_is_switched_off_serves_no_variant_any_more(double):
     assert kernel.disabled
     kernel.reference = lambda x: [mx.zeros_like(x)]
     assert mx.array_equal(kernel(x)[0], mx.zeros_like(x))
+
+
+@needs_compiler
+def test_every_output_is_compared(double, monkeypatch):
+    kernel = double("uint i = thread_position_in_grid.x; out[i] = T(2.0f * x[i]); third[i] = T(3.01f * x[i]);")
+    kernel.outputs = ("out", "third")
+    kernel.reference = lambda x: [x * 2, x * 3]
+    kernel.launch = lambda target, x: replace(
+        launch(target, x), output_shapes=(x.shape,) * 2, output_dtypes=(x.dtype,) * 2
+    )
+    kernel.sample = lambda x: inputs(32)
+    (x,) = inputs(32)
+    assert mx.array_equal(kernel(x)[1], 3 * x)
+    assert kernel.disabled.startswith("its error against the reference is 3.3e-03")
 
 
 def test_without_a_gpu_the_reference_serves(double, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from msl_signature import metal_source
 
 from russet.kernels.backend import body, header
+from russet.kernels.base import variant_name
 from russet.kernels.listing import main, metal_text
 from russet.kernels.registry import kernels
 
@@ -30,7 +31,8 @@ def test_the_command_writes_a_file_a_variant(tmp_path):
     main(["q2_tiles", "--out", str(tmp_path)])
     (kernel,) = (kernel for kernel in kernels() if kernel.name == "q2_tiles")
     files = sorted(tmp_path.glob("q2_tiles-*.metal"))
-    assert 0 < len(files) <= len(list(kernel.examples("metal")))
+    variants = {variant_name(kernel.launch("metal", *inputs), inputs) for inputs in kernel.examples("metal")}
+    assert {file.stem for file in files} == {f"q2_tiles {variant}".replace(" ", "-") for variant in variants}
     assert all("[[kernel]] void custom_kernel_q2_tiles__" in file.read_text() for file in files)
 
 

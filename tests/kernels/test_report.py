@@ -97,6 +97,20 @@ def test_forms_of_one_name_are_told_of_together(one):
     assert found.variants == 2
 
 
+@needs_compiler
+def test_of_one_variant_a_failure_is_what_is_told(one):
+    """Whichever form of the kernel was checked first."""
+    one()
+    broken = triple()
+    broken.tolerance[mx.float32] = -1.0
+    broken.check(inputs(64), "metal")
+    sound = triple()
+    sound.check(inputs(64), "metal")
+    (found,) = reports()
+    (check,) = found.checks
+    assert check.reason != ""
+
+
 def test_a_body_that_no_test_runs_is_not_called_simulated(one, monkeypatch):
     monkeypatch.setattr(report, "SIMULATED", frozenset())
     monkeypatch.setattr(report, "seconds", lambda call: 1.0)

@@ -53,6 +53,40 @@ def test_simdgroups_do_not_run_in_lockstep():
 
 
 @needs_compiler
+def test_the_reverse_order_finds_what_neighbours_hide():
+    """Without a barrier a thread sees what the threads before it wrote, and only those."""
+    source = """
+        threadgroup float shared[32];
+        uint i = thread_index_in_threadgroup;
+        shared[i] = x[i];
+        out[i] = i > 0 ? shared[i - 1] : 0.0f;
+    """
+    x = mx.arange(32, dtype=mx.float32)
+    forward, reverse = (run(source, {"x": x}, 32, 32, order=order) for order in ("forward", "reverse"))
+    assert mx.array_equal(forward[1:], x[:-1])
+    assert mx.isnan(reverse[1:]).all()
+
+
+@needs_compiler
+def test_a_random_order_finds_what_both_ends_hide():
+    """The first and the last thread write the same, and one of them comes last in the other two orders."""
+    source = """
+        threadgroup float shared[1];
+        uint i = thread_index_in_threadgroup;
+        shared[0] = i == 0 || i == 31 ? 1.0f : 2.0f;
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        out[i] = shared[0];
+    """
+    assert [run(source, {}, 32, 32, order=order)[0].item() for order in ORDERS] == [1, 1, 2]
+
+
+@needs_compiler
+def test_threadgroups_run_in_either_order():
+    source = "out[0] = float(threadgroup_position_in_grid.x);"
+    assert [run(source, {}, 96, 32, order=order)[0].item() for order in ORDERS] == [2, 0, 2]
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("source", "message"),
     [
