@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
+from russet.engine.errors import WeightsError
 from russet.engine.sampling import Sampler
 
 Step = Callable[[mx.array], mx.array]
@@ -17,8 +19,16 @@ def decode(step: Step, logits: mx.array, sample: Sampler, limit: int) -> Iterato
 
     The first token is handed out before anything else is started, so that nothing delays it. From then on the device
     computes one token ahead while the caller handles the previous one.
+
+    Raises WeightsError where `logits` hold what is not a number, or infinity: damaged weights would speak nonsense.
     """
-    token = sample(logits)
+    token, sound = sample(logits), (logits < math.inf).all()
+    mx.eval(token, sound)
+    if not sound.item():
+        raise WeightsError(
+            "The model answers with numbers that are not finite: compute in float32 (--dtype), or fetch or convert it "
+            "anew, for its weights are damaged or too large for this data type."
+        )
     yield _value(token)
     upcoming: mx.array | None = None
     for produced in range(1, limit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from russet.engine.errors import (
     RussetError,
     SessionFileError,
     StorageError,
+    WeightsError,
 )
 from russet.engine.prefill.exact import Exact
 
@@ -57,6 +59,15 @@ def test_decode_yields_the_first_token_before_it_steps() -> None:
     assert steps == []
     assert list(tokens) == [4, 5, 6]
     assert steps == [3, 4, 5]  # one step fewer than tokens: nothing is computed past the limit
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_told_before_a_token_is(value: float) -> None:
+    logits = mx.where(mx.arange(8) == 5, value, mx.zeros((1, 8)))
+    with pytest.raises(WeightsError, match=r"numbers that are not finite: compute in float32"):
+        next(decode(lambda token: logits, logits, lambda logits: mx.argmax(logits, axis=-1), limit=4))
+    masked = mx.where(mx.arange(8) == 5, -math.inf, mx.zeros((1, 8)))  # tokens that a model rules out
+    assert next(decode(lambda token: logits, masked, lambda logits: mx.argmax(logits, axis=-1), limit=4)) == 0
 
 
 def test_the_end_token_ends_and_is_not_in_the_reply(tiny_model: russet.Model) -> None:
