@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from russet.engine.errors import InvalidOptionError
+from russet.engine.errors import InvalidOptionError, WeightsError
 from russet.models.activations import gated
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def calibrate(decoder: Decoder, tokens: Sequence[int], sparsity: float) -> list[
     """One threshold a layer, such that the share `sparsity` of its activations on `tokens` is not above it.
 
     The first token of each window is left out: its activations are unlike all others'. Values are float16's. Raises
-    InvalidOptionError for a share that is none, and for fewer than 32 tokens.
+    InvalidOptionError for a share that is none, and for fewer than 32 tokens, and WeightsError for damaged weights.
     """
     if not 0 < sparsity < 1:
         raise InvalidOptionError(f"The sparsity is {sparsity}: it must be between 0 and 1, as in 0.5.")
@@ -66,7 +66,10 @@ def _counting(block: Block, row: np.ndarray) -> Callable[[mx.array, mx.array], m
 
     def counting(x: mx.array, up: mx.array) -> mx.array:
         size = mx.abs(act(x[:, 1:], mx.ones((1,), dtype=x.dtype))).astype(mx.float16)
-        row[:] += np.bincount(np.array(size.view(mx.uint16)).reshape(-1), minlength=_BINS)[:_BINS]
+        found = np.bincount(np.array(size.view(mx.uint16)).reshape(-1), minlength=_BINS)
+        if len(found) > _BINS:
+            raise WeightsError("The model's activations are not numbers: its weights are damaged; convert it anew.")
+        row[:] += found
         return gate(x, up)
 
     return counting

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from russet.converters.recipes.listener import Listener
 from russet.converters.recipes.source import Params
-from russet.engine.errors import TrainingDataError
+from russet.engine.errors import TrainingDataError, WeightsError
 
 if TYPE_CHECKING:
     from russet.converters.recipes.base import Batch, Recipe
@@ -47,12 +47,17 @@ def means(terms: Callable[[Batch], dict[str, mx.array]], batches: Sequence[Batch
 
 
 def refuse_foreign_text(before: dict[str, Any], vocab_size: int, data: Path) -> None:
-    """Raise TrainingDataError where the source predicts the text worse than a guess: its ids mean something else."""
+    """Raise TrainingDataError where the source predicts the text worse than a guess: its ids mean something else.
+
+    Raises WeightsError where its loss is no number.
+    """
     loss, guess = before["ce"], math.log(vocab_size)
+    if not math.isfinite(loss):
+        raise WeightsError(f"The source's loss on {data} is {loss}: its weights are damaged; fetch or convert it anew.")
     if loss > guess + CHANCE:
         raise TrainingDataError(
-            f"The source's loss on {data} is {loss:.2f}, worse than a guess ({guess:.2f}): the text was tokenised with "
-            "another tokenizer; tokenise it with the model's own."
+            f"The source's loss on {data} is {loss:.2f}, worse than a guess ({guess:.2f}): tokenise the text with the "
+            "model's own tokenizer, or take a source that is trained."
         )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from russet.converters.sparsify import sparsify
 from russet.converters.thresholds import calibrate
 from russet.engine.cli import main
-from russet.engine.errors import InvalidOptionError, OutputExistsError
+from russet.engine.errors import InvalidOptionError, OutputExistsError, WeightsError
 from russet.models.config_file import read_config
 from russet.models.loading import load_decoder
 
@@ -63,6 +64,17 @@ def test_a_threshold_lies_above_its_share_of_activations(tiny_folder):
 def test_no_share_and_no_text_are_refused(tiny_folder, tokens, sparsity):
     with pytest.raises(InvalidOptionError, match=r"must be between 0 and 1|give a longer text"):
         calibrate(load_decoder(tiny_folder), tokens, sparsity)
+
+
+def test_damaged_weights_give_no_thresholds(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "damaged")
+    tensors = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    tensors["model.layers.1.mlp.gate_proj.weight"][5, 1] = math.nan
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    with pytest.raises(WeightsError, match="activations are not numbers"):
+        sparsify(folder, tmp_path / "sparse", sparsity=0.5, text=TEXT)
+    assert not (tmp_path / "sparse").exists()
 
 
 def test_thresholds_go_into_a_folder_of_their_own(tiny_folder, tmp_path):

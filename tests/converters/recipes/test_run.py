@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from russet.engine.errors import (
     StorageError,
     TrainingDataError,
     TrainingError,
+    WeightsError,
 )
 
 MakeRun = Callable[..., Run]
@@ -165,6 +167,18 @@ def test_text_that_the_source_cannot_read_is_refused(make_run: MakeRun, tiny_fol
     """The tiny model's loss on text that it does not know is above a guess's."""
     with pytest.raises(TrainingDataError, match="worse than a guess"):
         make_run("control", src=tiny_folder)()
+
+
+def test_damaged_weights_are_told_before_anything_is_trained(
+    make_run: MakeRun, source_folder: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(source_folder, tmp_path / "damaged")
+    weights = mx.load(str(damaged / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * math.nan
+    mx.save_safetensors(str(damaged / "model.safetensors"), weights)
+    with pytest.raises(WeightsError, match=r"loss on .* is nan: its weights are damaged"):
+        make_run("control", src=damaged)()
 
 
 def test_a_full_disk_is_told_before_anything_is_trained(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
