@@ -31,6 +31,12 @@ class LazyGroup(click.Group):
             return None
         return import_module(f"{__name__}.{cmd_name}").command
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        from russet.engine.cli.streams import open_closed_streams
+
+        open_closed_streams()
+        return super().main(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
         from russet.engine.cli.failures import failures_as_exit_codes, show_notes
 

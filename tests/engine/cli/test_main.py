@@ -73,6 +73,17 @@ def test_wrong_usage_is_2(cli, arguments: list[str]) -> None:
     assert cli(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("arguments", "code"), [("models", 0), ("chat -m nowhere -p x", 1), ("frobnicate", 2)])
+def test_a_closed_stream_leads_to_nothing(tmp_path: Path, monkeypatch, closed: str, arguments: str, code: int) -> None:
+    monkeypatch.setenv("RUSSET_CACHE", str(tmp_path))
+    command = f"exec '{sys.executable}' -m russet {arguments} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert done.stderr == "" or "2>&-" not in closed
+
+
 def test_notes_are_shown_once_each(cli, monkeypatch, fakes) -> None:
     def load(name: str, **options: object) -> object:
         for message in ("BLAS is slow", "BLAS is slow", "BLAS is %s"):
