@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from russet.engine.errors import RussetError
 from russet.engine.machine import cpu_name, gpu_cores
 from russet.engine.paths import cache_root, documents_dir, prefixes_dir
 from russet.engine.storage import folder_bytes, readable_bytes
@@ -51,6 +52,8 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
     key = check.__name__.strip("_")
     try:
         return check()
+    except RussetError as error:
+        return Finding(key, "broken", None, str(error))
     except Exception as error:  # whatever is broken on this machine is what the user wants to read
         return Finding(key, "broken", None, f"The check of {key} failed ({type(error).__name__}: {error}).")
 

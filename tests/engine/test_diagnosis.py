@@ -135,6 +135,17 @@ def test_an_unwritable_cache_is_a_problem(tmp_path):
     )
 
 
+def test_what_is_set_wrongly_is_told_in_its_own_words(monkeypatch):
+    monkeypatch.setenv("RUSSET_KERNELS", "yes")
+    base.mode.cache_clear()
+    try:
+        run = CliRunner().invoke(command)
+    finally:
+        base.mode.cache_clear()
+    assert run.exit_code == 1
+    assert run.stderr == "russet: RUSSET_KERNELS is 'yes': set it to on, reference or off.\n"
+
+
 def test_a_broken_part_does_not_hide_the_others(monkeypatch):
     def _mlx():
         raise ImportError("libmlx.so: cannot open shared object file")
