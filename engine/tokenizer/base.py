@@ -62,7 +62,7 @@ def prepare(text: str, *, is_afm: bool) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"Character {error.start} of the text is {text[error.start]!r}, half of a surrogate pair; "
+            f"The text holds {text[error.start]!r}, half of a surrogate pair, which bytes that are not UTF-8 become; "
             "give valid Unicode text."
         ) from error
     return text.replace("\n", NEWLINE_TOKEN) if is_afm else text
