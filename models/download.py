@@ -67,6 +67,8 @@ def resolve(name_or_path: str, *, progress: Progress | None = None) -> Path:
     cache. Raises ModelNotFoundError with near names, and what `obtain` raises.
     """
     path = Path(name_or_path).expanduser()
+    if not name_or_path:
+        raise _not_found("''")
     if path.is_dir() or (path.suffix in PACKAGES and path.exists()):
         return path
     if path.suffix.lower() == ".gguf" and path.is_file():
@@ -75,6 +77,8 @@ def resolve(name_or_path: str, *, progress: Progress | None = None) -> Path:
         return obtain(name_or_path, progress=progress)
     if _REPOSITORY.fullmatch(name_or_path):
         return _from_hub(name_or_path, progress)
+    if path.is_file():
+        raise ModelNotFoundError(f"{path} is a file, and no .gguf: give the folder that it lies in, or a GGUF file.")
     raise _not_found(name_or_path)
 
 

@@ -260,6 +260,19 @@ def test_an_unknown_name_is_answered_with_near_ones(name):
         obtain(name)
 
 
+def test_no_name_is_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"^There is no model '': "):
+        resolve("")
+
+
+def test_a_file_that_is_no_gguf_is_called_one(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match=r"model\.safetensors is a file, and no \.gguf: give the folder"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
 def test_removing_takes_the_folder_away(index):
     obtain("tiny")
     removed = remove_model("tiny")
