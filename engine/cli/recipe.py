@@ -31,9 +31,9 @@ class Tokens(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        factor = {"k": 1_000, "M": 1_000_000, "B": 1_000_000_000}.get(value[-1:], 1)
+        factor = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}.get(value[-1:].lower(), 1)
         try:
-            tokens = int(float(value.rstrip("kMB")) * factor)
+            tokens = int(float(value if factor == 1 else value[:-1]) * factor)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a number of tokens, as in 40M or 500k.", param, ctx)
         if tokens < 1:

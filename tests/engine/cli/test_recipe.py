@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from russet.converters.recipes import RECIPES, recipe_class
 from russet.converters.recipes.share_kv import ShareOptions
 from russet.engine.cli import main
-from russet.engine.cli.recipe import NAMES
+from russet.engine.cli.recipe import NAMES, Tokens
 from russet.engine.cli.training import BarListener, LineListener
 
 
@@ -110,7 +110,12 @@ def test_a_wrong_setting_is_told(folders: tuple[Path, Path], tmp_path: Path, mor
     assert not (tmp_path / "dst").exists() and not (tmp_path / "dst.run").exists()
 
 
-@pytest.mark.parametrize("tokens", ["many", "0", "-3k"])
+@pytest.mark.parametrize(("text", "tokens"), [("500k", 500_000), ("4K", 4_000), ("1.5m", 1_500_000), ("2B", 2 * 10**9)])
+def test_counts_of_tokens_are_read_in_either_case(text: str, tokens: int) -> None:
+    assert Tokens().convert(text, None, None) == tokens
+
+
+@pytest.mark.parametrize("tokens", ["many", "0", "-3k", "4kB", "M"])
 def test_tokens_are_a_number(folders: tuple[Path, Path], tmp_path: Path, tokens: str) -> None:
     source, data = folders
     assert run("control", source, tmp_path / "dst", data, "--tokens", tokens)[0] == 2
