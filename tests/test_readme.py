@@ -1,4 +1,4 @@
-"""README.md holds what it says: its Python runs, its commands and files exist, its tables match the code."""
+"""README.md and the other pages hold what they say: Python runs, commands and files exist, tables match the code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("engine", "models", "converters", "kernels", "bench", "russet", "tests", "docs")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+CARDS = sorted(path for room in ROOMS[:5] for path in (ROOT / room).rglob("README.md"))
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+page_or_card = pytest.mark.parametrize("page", PAGES + CARDS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -67,15 +69,30 @@ def test_the_json_transcript_has_the_keys_of_a_real_one(named_tiny) -> None:
     assert list(shown["timings"]) == list(real["timings"])
 
 
-def test_the_russet_commands_take_the_options_shown() -> None:
+def test_every_command_is_shown_and_has_a_help() -> None:
     shown = [words[1:] for words in command_lines(README) if words[0] == "russet"]
     assert {words[0] for words in shown} == set(main.list_commands(click.Context(main)))
     for words in shown:
-        leaf, rest = resolve(words)
-        known = {name for parameter in leaf.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert [word for word in rest if re.match(r"--?[a-z]", word) and word not in known] == [], words
+        _, rest = resolve(words)
         result = CliRunner().invoke(main, [*words[: len(words) - len(rest)], "--help"])
         assert result.exit_code == 0
+
+
+@page_or_card
+def test_the_russet_commands_take_the_options_shown(page: Path) -> None:
+    """In shell blocks and transcripts, in indented lines, and within a line of text."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"(?:^|^ {4}|^\$ |\| )(russet [a-z].*)", text, re.MULTILINE)
+    lines += re.findall(r"`(russet [a-z][^`]*)`", text)
+    for line in lines:
+        # Brackets say what may be left out, and bars what to choose from.
+        words = re.sub(r"[\[\]|]", " ", line.partition(" # ")[0]).split()[1:]
+        leaf, rest = resolve(words)
+        known = {name for parameter in leaf.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
+            "--help"
+        }
+        options = [word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)]
+        assert [word for word in options if word not in known] == [], line
 
 
 def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
@@ -103,7 +120,7 @@ def test_the_two_commands_of_a_newcomer_are_on_the_first_screen() -> None:
     assert "\nmake chat " in screen and "\nmake test " in screen
 
 
-@page
+@page_or_card
 def test_the_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         if target.startswith("https://"):
