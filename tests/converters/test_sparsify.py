@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from russet.converters.sparsify import sparsify
+from russet.converters.sparsify import _turn, sparsify
 from russet.converters.thresholds import calibrate
 from russet.engine.cli import main
 from russet.engine.errors import InvalidOptionError, OutputExistsError, WeightsError
@@ -60,6 +60,20 @@ def test_a_threshold_lies_above_its_share_of_activations(tiny_folder):
     assert all(high > low for high, low in zip(more, thresholds, strict=True))
 
 
+def test_the_first_token_of_a_window_does_not_count(tiny_folder, monkeypatch):
+    """Two windows of 20 and 16 tokens."""
+    monkeypatch.setattr("russet.converters.thresholds.WINDOW", 20)
+    decoder = load_decoder(tiny_folder)
+    (threshold, *_), seen = calibrate(decoder, TOKENS[:36], 0.5), []
+    gate = decoder.blocks[0].gate
+    decoder.blocks[0].gate = lambda x, up: seen.append(np.array(mx.abs(x * mx.sigmoid(x))[0, 1:])) or gate(x, up)
+    for window in (TOKENS[:20], TOKENS[20:36]):
+        decoder.extend(mx.array([window]), decoder.new_cache(), logits=len(window))
+    sizes = np.sort(np.concatenate(seen).astype(np.float16).ravel())
+    assert sizes.size == 34 * 96
+    assert threshold == pytest.approx(float(sizes[sizes.size // 2 - 1]), rel=1e-6)
+
+
 @pytest.mark.parametrize(("tokens", "sparsity"), [(TOKENS, 0.0), (TOKENS, 1.0), (TOKENS[:31], 0.5)])
 def test_no_share_and_no_text_are_refused(tiny_folder, tokens, sparsity):
     with pytest.raises(InvalidOptionError, match=r"must be between 0 and 1|give a longer text"):
@@ -83,7 +97,8 @@ def test_thresholds_go_into_a_folder_of_their_own(tiny_folder, tmp_path):
     assert config.pop("ffn_thresholds") == list(report.thresholds)
     assert config == read_config(tiny_folder)
     assert {file.name for file in tiny_folder.iterdir()} == {file.name for file in (tmp_path / "sparse").iterdir()}
-    assert (report.turned, report.error) == (0, 0.0)
+    assert (report.turned, report.error, report.tokens) == (0, 0.0, len(TOKENS))
+    assert sparsify(tiny_folder, tmp_path / "few", sparsity=0.5, text=TEXT, tokens=40).tokens == 40
 
 
 def test_packed_down_projections_are_turned(packed_relu, tmp_path):
@@ -101,6 +116,27 @@ def test_packed_down_projections_are_turned(packed_relu, tmp_path):
     assert 0 < error <= report.error < 0.15
     name = "model.layers.1.mlp.up_proj.weight"
     assert mx.array_equal(before[name], after[name])
+
+
+def test_projections_that_are_not_alike_are_refused(packed_relu, tmp_path):
+    tensors = mx.load(str(packed_relu / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    stem = "model.layers.1.mlp.down_proj"
+    parts = [tensors.pop(f"{stem}.{part}") for part in ("weight", "scales", "biases")]
+    tensors[f"{stem}.weight"] = mx.dequantize(*parts, 32, 4)
+    mx.eval(tensors)
+    mx.save_safetensors(str(packed_relu / "model.safetensors"), tensors)
+    with pytest.raises(InvalidOptionError, match="are packed and some are not"):
+        sparsify(packed_relu, tmp_path / "sparse")
+    assert not (tmp_path / "sparse").exists()
+
+
+def test_outputs_that_make_no_groups_are_refused():
+    """64 outputs make no group of the 128 that inputs are packed in."""
+    packed = mx.quantize(mx.ones((64, 256)), 128, 4)
+    tensors = {f"down.{part}": array for part, array in zip(("weight", "scales", "biases"), packed, strict=True)}
+    with pytest.raises(InvalidOptionError, match="do not divide into groups of 128"):
+        _turn(tensors, "down", {"group_size": 128, "bits": 4})
 
 
 def test_nothing_to_do_is_said_and_nothing_is_left(tiny_folder, tmp_path):
