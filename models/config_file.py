@@ -22,4 +22,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the model again.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object; fetch the model again.")
+    for key, (kind, expected) in _KINDS.items():
+        if not isinstance(config.get(key), kind | None):
+            raise CheckpointError(f"{path} has {key} = {config[key]!r}; {expected} is expected.")
     return config
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "model_type": (str, "a word"),
+    "quantization": (dict, "an object"),
+    "quantization_config": (dict, "an object"),
+}
+"""Keys that every reader of a configuration looks at."""

@@ -34,6 +34,8 @@ class WeightSource(Protocol):
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
+_BITS, _GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+
 BALANCED = "balanced"
 """The `mode` of 2-bit tensors with levels {-1.5, -0.5, 0.5, 1.5} times a scale: MLX's affine layout without biases."""
 
@@ -148,17 +150,22 @@ class Weights:
                 f"{name} is quantised in mode {mode!r}; Russet reads MLX's affine mode and its own, {BALANCED!r}."
             )
         try:
-            group_size, bits = int(settings["group_size"]), int(settings["bits"])
-            if mode == BALANCED and (bits, group_size in (0, 32, 64, 128)) != (2, True):
-                raise UnsupportedModelError(
-                    f"{name} is quantised in mode {BALANCED!r} to {bits} bits in groups of {group_size}; 2 bits in "
-                    "groups of 32, 64 or 128, or 0 for a scale a row, are what there is."
-                )
-            return group_size, bits, mode == BALANCED
+            group_size, bits = settings["group_size"], settings["bits"]
         except KeyError:
             raise CheckpointError(
                 f"config.json of {self.folder} does not say group_size and bits, though {name} is quantised."
             ) from None
+        if mode == BALANCED and (bits, group_size in (0, *_GROUPS)) != (2, True):
+            raise UnsupportedModelError(
+                f"{name} is quantised in mode {BALANCED!r} to {bits} bits in groups of {group_size}; 2 bits in "
+                "groups of 32, 64 or 128, or 0 for a scale a row, are what there is."
+            )
+        if mode != BALANCED and (bits not in _BITS or group_size not in _GROUPS):
+            raise UnsupportedModelError(
+                f"{name} is quantised to {bits!r:.40} bits in groups of {group_size!r:.40}; MLX has 2, 3, 4, 5, 6 or 8 "
+                "bits in groups of 32, 64 or 128."
+            )
+        return int(group_size), int(bits), mode == BALANCED
 
     def _pop(self, name: str) -> mx.array:
         try:

@@ -7,6 +7,9 @@ import math
 from russet.engine.errors import UnsupportedModelError
 from russet.models.config import DecoderConfig, LayerSpec, Rope
 
+_LARGEST_THETA, _LARGEST_FACTOR = 1e15, 1e6
+"""Far above any model's, and low enough that frequencies stay numbers."""
+
 
 def refuse_unsound(config: DecoderConfig) -> None:
     """Raise `UnsupportedModelError` that names the first number which no decoder can have."""
@@ -40,10 +43,15 @@ def _check_rope(rope: Rope, head_dim: int) -> None:
         raise UnsupportedModelError(
             f"config.json rotates {rope.dims} features of heads of {head_dim}; an even number up to that is expected."
         )
-    _number("rope theta", rope.theta)
+    _number("rope theta", rope.theta, 1, _LARGEST_THETA)
     if rope.scaling is not None:
-        _number("rope scaling factor", rope.scaling.factor)
+        _number("rope scaling factor", rope.scaling.factor, 0, _LARGEST_FACTOR)
         _whole("original context length", rope.scaling.original_length)
+        low, high = rope.scaling.low_freq_factor, rope.scaling.high_freq_factor
+        if rope.scaling.kind == "llama3" and not low < high < math.inf:
+            raise UnsupportedModelError(
+                f"config.json has low_freq_factor {low} and high_freq_factor {high}; the first must be the smaller one."
+            )
 
 
 def _whole(name: str, value: object) -> None:
@@ -51,6 +59,7 @@ def _whole(name: str, value: object) -> None:
         raise UnsupportedModelError(f"config.json has {name} {value!r}; a whole number above zero is expected.")
 
 
-def _number(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise UnsupportedModelError(f"config.json has {name} {value!r}; a number above zero is expected.")
+def _number(name: str, value: object, above: float = 0, most: float = math.inf) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not above < value <= most or value == math.inf:
+        room = f"a number above {above}" + (f", at most {most:.0e}," if most < math.inf else "")
+        raise UnsupportedModelError(f"config.json has {name} {value!r}; {room} is expected.")

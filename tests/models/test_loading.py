@@ -78,6 +78,12 @@ def test_a_damaged_config(folder: Path) -> None:
     assert "is not valid JSON" in refused(folder)
 
 
+@pytest.mark.parametrize("key", ["model_type", "quantization", "quantization_config"])
+def test_keys_that_every_reader_looks_at_have_one_type(folder: Path, key: str) -> None:
+    edit_config(folder, **{key: ["x"]})
+    assert f"has {key} = ['x']; " in refused(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -88,6 +94,12 @@ def test_a_damaged_config(folder: Path) -> None:
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope'"),
         ({"rope_scaling": {"type": "linear"}}, "without the 'factor'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' quantisation"),
+        ({"rope_theta": 1.0}, "rope theta 1.0; a number above 1, at most 1e+15, is expected"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e308}}, "at most 1e+06, is expected"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},
+            "low_freq_factor 4.0 and high_freq_factor 4.0",
+        ),
     ],
 )
 def test_a_configuration_that_is_not_implemented_is_refused_by_name(folder: Path, change: dict, expected: str) -> None:
@@ -140,6 +152,19 @@ def test_packed_weights_that_contradict_the_config(folder: Path) -> None:
     assert "mode 'mxfp4'" in refused(folder)
     edit_config(folder, quantization={"group_size": 32, "bits": 4})
     assert russet.load(folder).generate("x", max_tokens=2).prompt_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"group_size": 0}, {"group_size": None}, {"bits": "x"}, {"bits": 1e308}, {"bits": []}]
+)
+def test_packings_that_do_not_exist_are_refused(folder: Path, wrong: dict) -> None:
+    packed = mx.quantize(mx.random.normal((96, 64)), group_size=32, bits=4)
+    parts = dict(zip(("weight", "scales", "biases"), packed, strict=True))
+    edit_weights(folder, **{f"model__layers__1__mlp__up_proj__{part}": value for part, value in parts.items()})
+    edit_config(folder, quantization={"group_size": 32, "bits": 4} | wrong)
+    message = refused(folder)
+    assert "up_proj is quantised to " in message and "bits in groups of 32, 64 or 128" in message
+    assert len(message) < 400
 
 
 def test_damaged_weights_and_an_index_that_leaves_the_folder(folder: Path) -> None:
