@@ -125,6 +125,17 @@ def test_the_kernels_take_the_layers_weights_as_they_are(gpu, weights, count, qu
         assert close(ffn(h.reshape(-1)), expected(h, norm, gate, up, down).reshape(-1))
 
 
+@pytest.mark.parametrize("off", ["gate_up", "gate_up_vector", "down"])
+def test_a_kernel_that_is_off_leaves_the_ffn_dense(gpu, weights, monkeypatch, off):
+    norm, gate, up, down = weights
+    maps = branches([gate, up], [None, None], join=True)
+    ffn = step_ffn(norm, maps, down_projection(down, None, False, True), "relu", 0.0)
+    assert isinstance(ffn, KernelFFN) and ffn.takes(1) and not ffn.disabled
+    kernels = {"gate_up": module.gate_up("relu"), "gate_up_vector": module.gate_up_vector("relu"), "down": module.DOWN}
+    monkeypatch.setattr(kernels[off], "_disabled", "its error is too large")
+    assert ffn.disabled and not ffn.takes(1)
+
+
 def test_what_the_kernels_cannot_take_stays_dense(gpu, weights):
     norm, gate, up, down = weights
     maps = branches([gate, up], [None, None], join=True)
