@@ -140,11 +140,13 @@ def test_any_lengths_give_what_path_after_path_gives(
     cache = decoder.new_cache()
     prefilled = strategy(decoder, prompt_of(parts), cache)
     chosen = list(range(len(lengths)))
+    # Of a number in the middle between two steps of AFM's int8 grid, the last bit decides which one it becomes.
+    allowed, tolerance = (1e-2, 2e-3) if family == "afm" else (1e-3, 1e-4)
     if keep < len(lengths):
         chosen = strategy.chosen
-        np.testing.assert_allclose(strategy.likelihood, reference.likelihood, atol=1e-3)
-        np.testing.assert_allclose(strategy.prior, reference.prior, atol=1e-3)
-    assert close(prefilled.logits, reference.logits(chosen))
+        np.testing.assert_allclose(strategy.likelihood, reference.likelihood, atol=allowed)
+        np.testing.assert_allclose(strategy.prior, reference.prior, atol=allowed)
+    assert close(prefilled.logits, reference.logits(chosen), tolerance)
     rows = preamble + sum(lengths[i] + query for i in chosen) + task
     assert {len(slot.positions) for slot in cache.slots.values()} == {rows}
     assert cache.next_position == strategy.positions(prompt_of(parts))
