@@ -107,7 +107,7 @@ def measure(model: Model, found: Sequence[Contender], listen: Listener = lambda 
     needles = [(model.prepare(prompt), code) for prompt, code in needle_prompts()]
     requests = [model.prepare(prompt) for prompt in request_prompts()]
     for prompt in (*requests, *(needle for needle, _ in needles)):
-        check_prompt(prompt.tokens, model.max_positions - max(NEEDLE_TOKENS, REPLY_TOKENS))
+        check_prompt(prompt.tokens, model, reply=max(NEEDLE_TOKENS, REPLY_TOKENS))
     (exact,) = [contender.prefill for contender in found if contender.name == EXACT]
     listen("exact replies")
     replies, own = zip(*(_exact_reply(model, exact, prompt) for prompt in requests), strict=True)

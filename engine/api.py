@@ -13,7 +13,7 @@ import mlx.core as mx
 from russet.engine.chat_template import ChatTemplate
 from russet.engine.decode import Step
 from russet.engine.device import wire_memory
-from russet.engine.encoding import encode_messages, encode_parts
+from russet.engine.encoding import encode_messages, encode_parts, messages_or_ids
 from russet.engine.errors import ChatTemplateError, EmptyPromptError, InvalidOptionError
 from russet.engine.generation import Run, check_prompt, generate
 from russet.engine.options import GenerationOptions
@@ -131,7 +131,7 @@ class Model:
         watch = Stopwatch()
         chosen = merge_options(options, overrides)
         tokens = self.prepare(prompt, raw=raw, system=system)
-        check_prompt(tokens.tokens, self.max_positions, positions_of(strategy, tokens))
+        check_prompt(tokens.tokens, self, positions_of(strategy, tokens))
         watch.tokenised()
         cache = self.decoder.new_cache(self.kv_bits)
         return generate(self, tokens, chosen, strategy, watch, cache, Run())
@@ -168,9 +168,10 @@ class Model:
             plain = raw or (self.template is None and system is None)
             return encode_parts(self.tokenizer, None if plain else self._chat_template(), prompt, system)
         if not isinstance(prompt, str):
-            if prompt and isinstance(prompt[0], dict):
-                return self.prepare_chat([dict(message) for message in prompt])  # type: ignore[arg-type]
-            return PromptTokens([int(token) for token in prompt])  # type: ignore[arg-type]
+            given = messages_or_ids(prompt)
+            if given and isinstance(given[0], dict):
+                return self.prepare_chat(given)  # type: ignore[arg-type]
+            return PromptTokens(given)  # type: ignore[arg-type]
         if not prompt.strip():
             raise EmptyPromptError("The prompt is empty; write something for the model to answer.")
         if raw or (self.template is None and system is None):

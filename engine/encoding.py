@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 from russet.engine.chat_template import ChatTemplate
+from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import PromptTokens, Segments
 from russet.engine.prompt import Prompt
 from russet.engine.tokenizer import Tokenizer
@@ -12,6 +15,44 @@ from russet.engine.tokenizer import Tokenizer
 MARK = "\ue0f0"
 """A private-use character: the text behind it is tokenised as one that goes on, without the space that some tokenizers
 put before the first word."""
+
+
+def messages_or_ids(prompt: object) -> list[dict[str, Any]] | list[int]:
+    """A prompt that is no text: messages, or token ids. Raises InvalidOptionError where it is neither."""
+    if isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes | Mapping):
+        items = [item.item() if hasattr(item, "item") else item for item in prompt]  # numpy's numbers and MLX's
+        if items and all(isinstance(item, Mapping) for item in items):
+            return [_message(item, place) for place, item in enumerate(items, 1)]
+        if all(isinstance(item, Integral) for item in items):
+            return [int(item) for item in items]
+    raise InvalidOptionError(
+        f"The prompt is {_short(prompt)}; give a text, a list of messages with role and content, or one of token ids."
+    )
+
+
+def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise InvalidOptionError(f"Message {place} has {key} {_short(message.get(key))}; give it as text.")
+    return dict(message)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
+
+
+_MOST_QUOTED = 60
+
+
+def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidOptionError for token ids that the model has no row for; MLX would read whatever lies there."""
+    wrong = next((end for end in (min(tokens), max(tokens)) if not 0 <= end < vocab_size), None)
+    if wrong is not None:
+        raise InvalidOptionError(
+            f"The prompt has the token id {wrong}, and the model has ids from 0 to {vocab_size - 1}; give ids of the "
+            "model's own tokenizer."
+        )
 
 
 def encode_messages(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[dict[str, str]]) -> PromptTokens:

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from russet.engine.decode import decode
 from russet.engine.detokenizer import StreamDetokenizer
+from russet.engine.encoding import check_ids
 from russet.engine.errors import EmptyPromptError, PromptTooLongError
 from russet.engine.options import GenerationOptions
 from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
@@ -35,13 +36,16 @@ class Run:
     """Set when it ended, in whatever way, once prefill was through."""
 
 
-def check_prompt(tokens: Sequence[int], max_positions: int, positions: int | None = None) -> None:
-    """Refuse an empty prompt, and one that leaves no room in the context for a single new token.
+def check_prompt(tokens: Sequence[int], model: Model, positions: int | None = None, reply: int = 0) -> None:
+    """Refuse an empty prompt, ids that are none of the model's, and too little room in the context for a reply.
 
-    `positions` is how many the prompt takes, where that is not one a token.
+    `positions` is how many the prompt takes, where that is not one a token; `reply` how many tokens are to follow the
+    first one.
     """
     if not tokens:
         raise EmptyPromptError("The prompt is empty; give at least one token to continue from.")
+    check_ids(tokens, model.vocab_size)
+    max_positions = model.max_positions - reply
     taken = len(tokens) if positions is None else positions
     if taken >= max_positions:
         squeezed = f" and takes {taken} positions" if taken != len(tokens) else ""

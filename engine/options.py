@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from russet.engine.errors import InvalidOptionError
 
@@ -33,6 +34,7 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        self._check_kinds()
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or above")
@@ -44,6 +46,20 @@ class GenerationOptions:
         _check("stop", self.stop, all(self.stop), "made of strings that are not empty")
         finite = all(math.isfinite(value) for value in self.logit_bias.values())
         _check("logit_bias", dict(self.logit_bias), finite, "made of finite numbers")
+
+    def _check_kinds(self) -> None:
+        for name in ("top_k", "repetition_window", "max_tokens", "seed"):
+            value = getattr(self, name)
+            optional = name in ("max_tokens", "seed")
+            _check(name, value, isinstance(value, Integral) or (optional and value is None), "a whole number")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), Real), "a number")
+        texts = isinstance(self.stop, tuple | list) and all(isinstance(text, str) for text in self.stop)
+        _check("stop", self.stop, texts, "a string or several")
+        biases = isinstance(self.logit_bias, Mapping) and all(
+            isinstance(token, Integral) and isinstance(value, Real) for token, value in self.logit_bias.items()
+        )
+        _check("logit_bias", self.logit_bias, biases, "numbers by token ids")
 
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:

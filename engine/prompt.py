@@ -34,7 +34,7 @@ class Prompt:
         named |= {f"document {i + 1}": text for i, text in enumerate(self.documents)}
         for name, text in named.items():
             if not isinstance(text, str):
-                raise InvalidOptionError(f"The prompt's {name} is a {type(text).__name__}; give it as text.")
+                raise InvalidOptionError(f"The prompt's {name} is of type {type(text).__name__}; give it as text.")
         if not self.query.strip():
             raise EmptyPromptError("The prompt has no query; say what is asked of the documents.")
 

@@ -60,6 +60,8 @@ class Session:
 
         Nothing changes if the prompt is refused. Closing the generator early keeps what was said so far.
         """
+        if not isinstance(text, str):
+            raise InvalidOptionError(f"The message is of type {type(text).__name__}; give it as text.")
         if not text.strip():
             raise EmptyPromptError("The message is empty; write something for the model to answer.")
         return self._turn([*self.messages, {"role": "user", "content": text}], overrides)
@@ -93,7 +95,7 @@ class Session:
         watch = Stopwatch()
         options = merge_options(self.options, overrides)
         prompt = self.model.prepare_chat(messages)
-        check_prompt(prompt.tokens, self.model.max_positions, positions_of(self.prefill, prompt))
+        check_prompt(prompt.tokens, self.model, positions_of(self.prefill, prompt))
         watch.tokenised()
         return self._speak(messages, prompt, options, watch)
 

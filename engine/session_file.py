@@ -11,7 +11,7 @@ import numpy as np
 
 from russet.engine.array_file import write_arrays
 from russet.engine.cache import KVCache
-from russet.engine.errors import CheckpointError, SessionFileError
+from russet.engine.errors import CheckpointError, SessionFileError, StorageError
 from russet.models.fingerprint import fingerprint
 from russet.models.safetensors_file import open_safetensors
 
@@ -23,6 +23,8 @@ FORMAT = "russet-session-1"
 
 def save(session: Session, path: Path) -> None:
     """Write `session` to `path` through a temporary file beside it; raises `StorageError`."""
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; give the name of a file.")
     cache = session.cache
     arrays: dict[str, mx.array] = {"tokens": mx.array(session.cached, dtype=mx.int32)}
     first: dict[str, int] = {}

@@ -95,8 +95,8 @@ def test_sessions_hand_the_tail_on(tiny_model: russet.Model, monkeypatch: pytest
         ({"query": " \n"}, EmptyPromptError, "has no query"),
         ({"documents": "x", "query": "y"}, InvalidOptionError, "documents are a str; give a list of texts"),
         ({"documents": None, "query": "y"}, InvalidOptionError, "documents are a NoneType"),
-        ({"documents": ["x", 3], "query": "y"}, InvalidOptionError, "document 2 is a int"),
-        ({"query": b"y"}, InvalidOptionError, "query is a bytes"),
+        ({"documents": ["x", 3], "query": "y"}, InvalidOptionError, "document 2 is of type int"),
+        ({"query": b"y"}, InvalidOptionError, "query is of type bytes"),
     ],
 )
 def test_what_is_no_prompt_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
