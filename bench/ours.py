@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from russet.bench.base import OURS, Measurement, Text, measure
 from russet.engine.decode import Step, decode
+from russet.engine.encoding import check_ids
 from russet.engine.generation import RESERVED_TOKENS
 from russet.engine.options import GenerationOptions
 from russet.engine.prefill.base import Extend, Extendable, Prefill, Prefilled, PromptTokens, positions_of
@@ -80,6 +81,7 @@ def timed(
 
 def greedy(model: Timed, prefill: Prefill, prompt: PromptTokens, generate: int) -> tuple[Prefilled, Iterator[int]]:
     """Prefill an empty cache: what the strategy did, and the `generate` greedy tokens that follow, not drawn yet."""
+    check_ids(prompt.tokens, model.vocab_size)
     cache = model.decoder.new_cache(model.kv_bits)
     cache.reserve(positions_of(prefill, prompt) + min(generate, RESERVED_TOKENS))
     sample = make_sampler(GenerationOptions(), prompt.tokens, model.vocab_size)

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from russet.bench.quality_tokens import Span
+from russet.engine.encoding import check_ids
 from russet.engine.errors import WeightsError
 from russet.engine.likelihood import log_probabilities
 from russet.engine.prefill.base import Prefill, Prefilled, PromptTokens, positions_of
@@ -37,6 +38,8 @@ def exactly(model: Model, spans: Sequence[Span], pass_rows: int) -> list[Said]:
     of rows in a pass changes results by rounding alone. A package, which gives the last token's logits alone, goes
     token by token.
     """
+    for span in spans:
+        check_ids(span.tokens, model.vocab_size)
     if isinstance(model.decoder, PackageDecoder):
         return [behind(model, Exact(), span.context, [span.continuation])[0][0] for span in spans]
     found: dict[int, Said] = {}
@@ -120,6 +123,8 @@ def behind(
     The first token of each is scored by the strategy's own logits. Between continuations the cache is cut back to the
     context; where that is not possible, the context is prefilled anew.
     """
+    for part in (context, *continuations):
+        check_ids(part, model.vocab_size)
     found: list[Said] = []
     prompt = PromptTokens(context)
     cache, prefilled, end = None, None, 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from russet.engine.encoding import check_ids
 from russet.engine.errors import InvalidOptionError, WeightsError
 from russet.models.activations import gated
 
@@ -31,7 +32,8 @@ def calibrate(decoder: Decoder, tokens: Sequence[int], sparsity: float) -> list[
     """One threshold a layer, such that the share `sparsity` of its activations on `tokens` is not above it.
 
     The first token of each window is left out: its activations are unlike all others'. Values are float16's. Raises
-    InvalidOptionError for a share that is none, and for fewer than 32 tokens, and WeightsError for damaged weights.
+    InvalidOptionError for a share that is none, fewer than 32 tokens, and ids that the model has no row for, and
+    WeightsError for damaged weights.
     """
     if not 0 < sparsity < 1:
         raise InvalidOptionError(f"The sparsity is {sparsity}: it must be between 0 and 1, as in 0.5.")
@@ -39,6 +41,7 @@ def calibrate(decoder: Decoder, tokens: Sequence[int], sparsity: float) -> list[
         raise InvalidOptionError(
             f"The text has {len(tokens)} tokens, and calibration takes {LEAST_TOKENS} or more: give a longer text."
         )
+    check_ids(tokens, decoder.config.vocab_size)
     counts = np.zeros((len(decoder.blocks), _BINS), np.int64)
     with _watched(decoder.blocks, counts):
         for start in range(0, len(tokens), WINDOW):

@@ -12,12 +12,13 @@ import pytest
 
 import russet
 from russet.bench import quality
+from russet.bench.ours import Russet
 from russet.bench.prefill_contenders import Contender
 from russet.bench.quality import Scores, compare, evaluate
 from russet.bench.quality_metrics import Metric
 from russet.bench.quality_score import Said, behind, exactly, said_of
 from russet.bench.quality_tokens import Span, continued, halved, windows
-from russet.engine.errors import WeightsError
+from russet.engine.errors import InvalidOptionError, WeightsError
 from russet.engine.prefill.exact import Exact
 from russet.engine.prefill.lazyllm import LazyLLM
 from russet.engine.prefill.pruning import Staged
@@ -138,6 +139,17 @@ def test_int8_rows_are_scored_as_they_are_stored(tiny_folder: Path, tiny_model: 
     exact, rounded = exactly(tiny_model, found, 1000), exactly(small, found, 1000)
     apart = [np.abs(one.logs - other.logs).max() for one, other in zip(exact, rounded, strict=True)]
     assert 1e-4 < max(apart) < 0.2
+
+
+def test_ids_that_the_model_has_no_row_for_are_refused(tiny_model: russet.Model) -> None:
+    """As another model's tokenizer gives them; the first context is fine."""
+    found = [Span([65, 66, 67], 1), Span([65, 49151, 67], 1)]
+    with pytest.raises(InvalidOptionError, match="token id 49151"):
+        exactly(tiny_model, found, 100)
+    with pytest.raises(InvalidOptionError, match="token id 300"):
+        behind(tiny_model, Exact(), [65, 66], [[67, 300]])
+    with pytest.raises(InvalidOptionError, match="token id 259"):
+        Russet(tiny_model, 0).run([65, 259], 2)
 
 
 def test_a_model_that_overflows_is_named() -> None:

@@ -74,9 +74,11 @@ def test_the_first_token_of_a_window_does_not_count(tiny_folder, monkeypatch):
     assert threshold == pytest.approx(float(sizes[sizes.size // 2 - 1]), rel=1e-6)
 
 
-@pytest.mark.parametrize(("tokens", "sparsity"), [(TOKENS, 0.0), (TOKENS, 1.0), (TOKENS[:31], 0.5)])
+@pytest.mark.parametrize(
+    ("tokens", "sparsity"), [(TOKENS, 0.0), (TOKENS, 1.0), (TOKENS[:31], 0.5), ([*TOKENS, 259], 0.5)]
+)
 def test_no_share_and_no_text_are_refused(tiny_folder, tokens, sparsity):
-    with pytest.raises(InvalidOptionError, match=r"must be between 0 and 1|give a longer text"):
+    with pytest.raises(InvalidOptionError, match=r"must be between 0 and 1|give a longer text|token id 259"):
         calibrate(load_decoder(tiny_folder), tokens, sparsity)
 
 

@@ -104,6 +104,14 @@ def test_any_leading_axes_and_many_rows():
     assert error(y.reshape(20, 12), exact(x, w, scales)) < ALLOWED[F32]
 
 
+@pytest.mark.parametrize(("rows", "n", "k"), [(17, 16, 128), (2, 7, 128), (2, 16, 96)])
+def test_what_the_kernels_do_not_take_goes_to_mlx(monkeypatch, rows, n, k):
+    for name in ("TILES", "LANES"):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("a kernel was asked"))
+    inputs = random_inputs(rows, n, k, 32, F32, F32)
+    assert error(q2_matvec(*inputs), exact(*inputs)) < ALLOWED[F32]
+
+
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_shapes_that_do_not_match_are_refused(part):
     inputs = list(random_inputs(2, 16, 128, 64, F32, F32))

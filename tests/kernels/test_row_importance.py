@@ -56,6 +56,16 @@ def test_the_metal_source_computes_importance(heads, kv_heads, n, dim, dtype, ke
     np.testing.assert_allclose(np.array(found), exact(queries, keys, dim**-0.5), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dim", [16, 40, 272])
+def test_heads_that_the_kernels_do_not_take_go_to_mlx(monkeypatch, dim):
+    monkeypatch.setattr(module, "backend", lambda: "metal")
+    monkeypatch.setattr(module, "STATS", lambda *_: pytest.fail("the kernel was asked"))
+    queries, keys, _ = random_inputs(4, 2, 45, dim, mx.float32, mx.float32)
+    np.testing.assert_allclose(
+        np.array(last_row_importance(queries, keys, 0.2)), exact(queries, keys, 0.2), rtol=1e-4, atol=1e-7
+    )
+
+
 def test_the_references_of_both_kernels_make_the_importance(monkeypatch):
     queries, keys, constants = random_inputs(9, 3, 600, 64, mx.float16, mx.float16)
     (stats,) = STATS.reference(queries, keys, constants)

@@ -16,8 +16,10 @@ from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.rows import RING
 from russet.kernels import base
+from russet.kernels.attend_decode import ATTEND_DECODE, ATTEND_SHARED
 from russet.kernels.packed import Format
 from russet.kernels.sheet import parts_of
+from russet.models import fused as fused_step
 from russet.models.decoder import Decoder
 from russet.models.fused_layer import _sheet
 from russet.models.linear import Affine, Quantized
@@ -143,6 +145,23 @@ def test_a_switched_off_kernel_leaves_the_layers_to_decode(by_reference, monkeyp
     monkeypatch.setattr(step._head.project, "_disabled", "")
     step._head.project._disable("it does not run")
     assert decoder._fused_step() is None
+
+
+@pytest.mark.parametrize("kernel", [ATTEND_DECODE, ATTEND_SHARED], ids=lambda kernel: kernel.name)
+def test_attention_that_is_off_leaves_the_layers_to_decode(by_reference, monkeypatch, kernel: base.Kernel) -> None:
+    decoder = load_decoder(GOLDEN / "llama")
+    assert decoder._fused_step() is not None
+    monkeypatch.setattr(base, "_switched_off", [*base._switched_off, kernel.name])
+    monkeypatch.setattr(kernel, "_disabled", "it does not run")
+    assert decoder._fused_step() is None
+
+
+@pytest.mark.parametrize(("chosen", "target"), [("off", "metal"), ("off", None), ("on", None)])
+def test_no_step_is_fused_without_kernels(monkeypatch: pytest.MonkeyPatch, chosen: str, target: str | None) -> None:
+    monkeypatch.setattr(fused_step, "mode", lambda: chosen)
+    monkeypatch.setattr(fused_step, "backend", lambda: target)
+    monkeypatch.setattr(fused_step, "FusedStep", lambda decoder: pytest.fail("a step was made"))
+    assert fused_step.make_fused(load_decoder(GOLDEN / "llama")) is None
 
 
 def test_layers_in_several_formats_are_said_not_to_fit(by_reference, caplog: pytest.LogCaptureFixture) -> None:

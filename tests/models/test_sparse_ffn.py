@@ -125,6 +125,18 @@ def test_the_kernels_take_the_layers_weights_as_they_are(gpu, weights, count, qu
         assert close(ffn(h.reshape(-1)), expected(h, norm, gate, up, down).reshape(-1))
 
 
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_the_kernels_leave_out_what_a_threshold_cuts(gpu, weights, count, activation):
+    norm, gate, up, down = weights
+    maps = branches([gate, up], [None, None], join=True)
+    ffn = step_ffn(norm, maps, down_projection(down, None, False, True), activation, 0.3)
+    assert isinstance(ffn, KernelFFN)
+    h = rows(count)
+    assert close(ffn(h), expected(h, *weights, activation, 0.3))
+    assert not close(ffn(h), expected(h, *weights, activation))
+
+
 @pytest.mark.parametrize("off", ["gate_up", "gate_up_vector", "down"])
 def test_a_kernel_that_is_off_leaves_the_ffn_dense(gpu, weights, monkeypatch, off):
     norm, gate, up, down = weights

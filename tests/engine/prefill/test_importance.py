@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from russet.engine.cache import Slot
 from russet.engine.errors import InvalidOptionError
+from russet.engine.prefill import importance
 from russet.engine.prefill.importance import Aggregated, LastRow, Watch, attention, pooled, score
 from russet.engine.prefill.pruning import select
 from russet.engine.rows import PlainRows
@@ -40,6 +41,22 @@ def naive(queries: np.ndarray, keys: np.ndarray, rows: np.ndarray, end: int, win
             products = np.exp(keys[head // (heads // len(keys))][seen] @ queries[head, i] * dim**-0.5)
             weights[head, i, seen] = products / products.sum()
     return weights
+
+
+def test_lazyllms_score_goes_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every row is seen: a window needs a mask."""
+    slot, keys = slot_at(np.arange(20))
+    queries = mx.random.normal((1, HEADS, 1, DIM), key=mx.random.key(3))
+    seen = []
+    real = importance.last_row_importance
+    monkeypatch.setattr(importance, "last_row_importance", lambda *given: seen.append(given) or real(*given))
+    scores = LastRow().scores(queries, slot, DIM**-0.5, 20, None)
+    np.testing.assert_allclose(
+        np.array(scores)[0], naive(np.array(queries)[0], keys, np.arange(20), 20, None).mean((0, 1)), rtol=1e-5
+    )
+    assert len(seen) == 1 and seen[0][1].shape == (1, GROUPS, 20, DIM)
+    LastRow().scores(queries, slot, DIM**-0.5, 20, 8)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("window", [None, 12])
