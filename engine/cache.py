@@ -14,7 +14,7 @@ import numpy as np
 
 from russet.engine.rows import RING, Int8Rows, PlainRows, Rows
 from russet.models.config import DecoderConfig, LayerSpec
-from russet.models.rope import Positions
+from russet.models.rope import OnDevice, Positions
 
 Mask = mx.array | str | None
 """What `mx.fast.scaled_dot_product_attention` takes: None, "causal", or booleans [queries, rows]."""
@@ -52,25 +52,34 @@ class Slot:
         self.window = window
         self.first = 0
         self._reserved = 0
-        self._ragged: np.ndarray | None = None
+        self._ragged: np.ndarray | OnDevice | None = None
         # Positions that follow `_ragged`: to lengthen an array at every token would copy it every time.
         self._later: list[float] = []
 
     @property
     def positions(self) -> np.ndarray:
         """The position of every row, float64."""
-        if self._ragged is not None:
-            if self._later:
-                self._ragged, self._later = np.concatenate([self._ragged, self._later]), []
-            return self._ragged
-        return np.arange(self.first, self.first + self.rows.length, dtype=np.float64)
+        if self._ragged is None:
+            return np.arange(self.first, self.first + self.rows.length, dtype=np.float64)
+        ragged = as_array(self._ragged, self.rows.length)
+        if self._later:
+            ragged = np.concatenate([ragged, self._later])
+        self._ragged, self._later = ragged, []
+        return ragged
+
+    @property
+    def chosen(self) -> OnDevice | None:
+        """The positions of all rows where only the device knows them yet."""
+        return self._ragged if isinstance(self._ragged, OnDevice) and not self._later else None
 
     def append(self, keys: mx.array, values: mx.array, positions: Positions) -> None:
         """Add rows [batch, kv_heads, n, head_dim]."""
         if self.rows.length == 0 and isinstance(positions, int):
             self.first, self._ragged, self._later = positions, None, []
         contiguous = isinstance(positions, int) and positions == self.first + self.rows.length
-        if self._ragged is not None or not contiguous:
+        if isinstance(positions, OnDevice) and not self.rows.length and self.window is None:
+            self._ragged, self._later = positions, []
+        elif self._ragged is not None or not contiguous:
             self._ragged = np.concatenate([self.positions, as_array(positions, keys.shape[2])])
         elif self.window is not None:
             self._drop_unseen(self.first + self.rows.length)
@@ -115,6 +124,11 @@ class Slot:
 
     def read(self, positions: Positions, queries: int) -> tuple[mx.array, mx.array, Mask]:
         """Keys, values and mask for `queries` queries; each sees the rows at its own position and before."""
+        if (chosen := self.chosen) is not None:
+            if positions is chosen:
+                return *self.rows.read(0), "causal" if queries > 1 else None
+            if queries == 1 and isinstance(positions, int) and positions >= chosen.end - 1:
+                return *self.rows.read(0), None
         end = self.first + self.rows.length
         if self._ragged is not None or not isinstance(positions, int) or positions + queries != end:
             keys, values = self.rows.read(0)
@@ -218,6 +232,8 @@ class KVCache:
 
 def as_array(positions: Positions, rows: int) -> np.ndarray:
     """Positions as float64, which holds whole ones exactly and fractional ones closely."""
+    if isinstance(positions, OnDevice):
+        return positions.host
     if isinstance(positions, int):
         return np.arange(positions, positions + rows, dtype=np.float64)
     return np.asarray(positions, dtype=np.float64)
@@ -225,6 +241,8 @@ def as_array(positions: Positions, rows: int) -> np.ndarray:
 
 def _end(positions: Positions, rows: int) -> int:
     """The whole position after the last of `rows` rows in ascending order."""
+    if isinstance(positions, OnDevice):
+        return positions.end
     return positions + rows if isinstance(positions, int) else int(positions[-1]) + 1
 
 

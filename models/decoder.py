@@ -18,7 +18,7 @@ from russet.models.config import DecoderConfig, LayerSpec
 from russet.models.fused import FusedStep, make_fused
 from russet.models.linear import Branches, Embedding, Linear, Quantized
 from russet.models.pacing import pace
-from russet.models.rope import Positions, Rotary, Rotate
+from russet.models.rope import OnDevice, Positions, Rotary, Rotate
 from russet.models.sparse_ffn import StepFFN
 
 Norm = Callable[[mx.array], mx.array]
@@ -274,4 +274,6 @@ def _heads(x: mx.array, heads: int) -> mx.array:
 
 def _tail(positions: Positions, rows: int, last: int) -> Positions:
     """The positions of the last `last` of `rows` rows."""
+    if isinstance(positions, OnDevice):
+        return positions.last(last)
     return positions + rows - last if isinstance(positions, int) else positions[rows - last :]

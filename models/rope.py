@@ -8,13 +8,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
 from russet.models.config import Rope, RopeScaling
 
-Positions = int | np.ndarray
+
+class OnDevice:
+    """Whole, ascending positions of rows that the device chooses: int32 [n], of which the last is `end - 1`.
+
+    The host can build what follows without them, and so does not wait for the choice.
+    """
+
+    def __init__(self, array: mx.array, end: int) -> None:
+        self.array = array
+        self.end = end
+
+    def __len__(self) -> int:
+        return self.array.shape[0]
+
+    @cached_property
+    def host(self) -> np.ndarray:
+        """The same as float64; waits for the device."""
+        return np.array(self.array).astype(np.float64)
+
+    def last(self, rows: int) -> int | OnDevice:
+        """Those of the last `rows` rows."""
+        return self.end - 1 if rows == 1 else OnDevice(self.array[len(self) - rows :], self.end)
+
+
+Positions = int | np.ndarray | OnDevice
 """The position of the first row where rows are contiguous, or one number a row (whole or fractional)."""
 
 Rotate = Callable[[mx.array], mx.array]
@@ -68,7 +93,7 @@ class Rotary:
         self._inverse = inverse_frequencies(rope)
         self._amplitude = rope.scaling.attention_factor if rope.scaling else 1.0
         self._periods = mx.array(1 / self._inverse, dtype=mx.float32)
-        self._last: tuple[np.ndarray, Rotate] | None = None
+        self._last: tuple[np.ndarray | OnDevice, Rotate] | None = None
 
     def at(self, positions: Positions, rows: int, fused: bool) -> Rotate:
         """The rotation of `rows` rows at `positions`; `fused` uses MLX's operation where positions are whole."""
@@ -78,10 +103,17 @@ class Rotary:
             return self._tabled(np.outer(np.arange(positions, positions + rows), self._inverse))
         # Rows that are stored layer by layer come with one array of positions.
         if self._last is None or self._last[0] is not positions:
-            whole = fused and bool((positions == np.floor(positions)).all())
-            made = self._with_gaps(positions) if whole else self._tabled(np.outer(positions, self._inverse))
-            self._last = positions, made
+            self._last = positions, self._apart(positions, fused)
         return self._last[1]
+
+    def _apart(self, positions: np.ndarray | OnDevice, fused: bool) -> Rotate:
+        """The rotation of rows that are not one after the other."""
+        if fused and isinstance(positions, OnDevice):
+            return self._with_gaps(positions.array)
+        where = positions.host if isinstance(positions, OnDevice) else positions
+        if fused and (where == np.floor(where)).all():
+            return self._with_gaps(mx.array(where.astype(np.int32)))
+        return self._tabled(np.outer(where, self._inverse))
 
     def table(self, start: int, rows: int) -> np.ndarray:
         """Cosines and sines of consecutive positions, [rows, 2, dims / 2] float32, the scaling's amplitude included."""
@@ -101,12 +133,12 @@ class Rotary:
 
         return rotate
 
-    def _with_gaps(self, positions: np.ndarray) -> Rotate:
-        """Rows of one sequence as sequences of one row, which the fused operation takes at a position each.
+    def _with_gaps(self, positions: mx.array) -> Rotate:
+        """Rows of one sequence as sequences of one row, which the fused operation takes at a position each: int32 [n].
 
         Tables for 16384 rows cost a host some 20 ms, while the GPU waits.
         """
-        turn = self._fused(mx.array(positions.astype(np.int32)))
+        turn = self._fused(positions)
 
         def rotate(x: mx.array) -> mx.array:
             batch, heads, rows, dim = x.shape

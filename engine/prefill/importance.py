@@ -16,6 +16,7 @@ from russet.engine.errors import InvalidOptionError
 from russet.kernels.row_importance import last_row_importance
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder, Probe
+from russet.models.rope import OnDevice
 
 Reduction = Literal["mean", "max"]
 
@@ -118,21 +119,27 @@ class Aggregated:
 
 
 def score(
-    scorer: Scorer, boundary: int, watch: Watch, end: int, tokens: np.ndarray, decoder: Decoder, cache: KVCache
-) -> np.ndarray:
-    """Scores [n], float64, of the tokens at positions `tokens` [n], ascending, before layer `boundary`.
+    scorer: Scorer,
+    boundary: int,
+    watch: Watch,
+    end: int,
+    tokens: np.ndarray | OnDevice,
+    decoder: Decoder,
+    cache: KVCache,
+) -> mx.array:
+    """Scores [n], float32, not evaluated, of the tokens at positions `tokens` [n], ascending, before layer `boundary`.
 
     `watch` holds the queries; the last of them is at position `end - 1`. A token that a layer has no row of, because
     it lies outside of the layer's window, scores 0 there.
     """
-    best: mx.array | None = None
+    best = mx.zeros(len(tokens))
     for layer in scorer.layers(boundary, decoder.config):
         queries, slot = watch.seen[layer], cache.slot(layer)
         window = decoder.config.layers[layer].window
         scores = scorer.scores(queries, slot, decoder.blocks[layer].scale, end, window)
-        highest = pooled(_at(scores, slot.positions, tokens), scorer.pool).max(axis=0)
-        best = highest if best is None else mx.maximum(best, highest)
-    return np.array(best, dtype=np.float64)
+        highest = pooled(_at(scores, slot, tokens), scorer.pool).max(axis=0)
+        best = mx.maximum(best, highest)
+    return best
 
 
 def pooled(scores: mx.array, width: int) -> mx.array:
@@ -164,29 +171,43 @@ def attention(queries: mx.array, slot: Slot, scale: float, end: int, window: int
     # An index in place of `squeeze` would copy the keys.
     products = (grouped * scale) @ keys.squeeze(0).astype(mx.float32).swapaxes(-1, -2)
     products = products.reshape(heads, count, -1)
-    by_all = 0 if window is not None else _seen_by_all(slot.positions, end - count)
-    if by_all < len(slot.positions):
+    by_all = 0 if window is not None else _seen_by_all(slot, end - count, end)
+    if by_all < slot.rows.length:
         # On the device, where all pairs of a prompt's rows cost next to nothing; as float32, exact up to 16 M tokens.
-        rows = mx.array(slot.positions[by_all:].astype(np.float32))
+        chosen = slot.chosen
+        rows = mx.array(slot.positions[by_all:].astype(np.float32)) if chosen is None else chosen.array[by_all:]
         where = mx.arange(end - count, end)[:, None] - rows[None, :]
         seen = where >= 0 if window is None else (where >= 0) & (where < window)
         products[..., by_all:] = mx.where(seen, products[..., by_all:], -math.inf)
     return mx.softmax(products, axis=-1)
 
 
-def _seen_by_all(positions: np.ndarray, first: int) -> int:
-    """How many rows at the beginning of a slot lie at or before position `first`; 0 where they are out of order."""
+def _seen_by_all(slot: Slot, first: int, end: int) -> int:
+    """How many rows at a slot's beginning lie at or before position `first`, or fewer; 0 if they are out of order."""
+    if slot.chosen is not None and slot.chosen.end == end:
+        # Of n ascending whole positions before `end` all but the last `end - 1 - first` must.
+        return max(0, slot.rows.length - (end - 1 - first))
+    positions = slot.positions
     ordered = bool((positions[1:] >= positions[:-1]).all())
     return int(np.searchsorted(positions, first, side="right")) if ordered else 0
 
 
-def _at(scores: mx.array, rows: np.ndarray, tokens: np.ndarray) -> mx.array:
-    """Scores [maps, rows] of a slot's rows, as scores of tokens; both are given by their positions."""
-    if len(rows) == len(tokens) and np.array_equal(rows, tokens):
+def _at(scores: mx.array, slot: Slot, at: np.ndarray | OnDevice) -> mx.array:
+    """Scores [maps, rows] of a slot's rows, as scores of the tokens at some positions; 0 where the slot has no row."""
+    if slot.chosen is at:
+        return scores
+    if isinstance(at, OnDevice):
+        rows = mx.array(slot.positions.astype(np.int32)) if slot.chosen is None else slot.chosen.array
+        index = mx.full((at.end,), -1, dtype=mx.int32)
+        index[rows] = mx.arange(rows.shape[0], dtype=mx.int32)
+        found = index[at.array]
+        return mx.where(found >= 0, scores[:, mx.maximum(found, 0)], 0.0)
+    rows = slot.positions
+    if len(rows) == len(at) and np.array_equal(rows, at):
         return scores
     order = np.argsort(rows, kind="stable")
-    found = np.minimum(np.searchsorted(rows[order], tokens), len(rows) - 1)
-    there = rows[order][found] == tokens
+    found = np.minimum(np.searchsorted(rows[order], at), len(rows) - 1)
+    there = rows[order][found] == at
     picked = scores[:, mx.array(order[found].astype(np.int32))]
     return picked if there.all() else mx.where(mx.array(there), picked, 0.0)  # type: ignore[arg-type]
 

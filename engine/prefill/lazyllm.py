@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from russet.engine.cache import KVCache
+from russet.engine.cache import KVCache, as_array
 from russet.engine.device import on_gpu, prefill_chunk
 from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill.base import Prefilled, PromptTokens, Work
@@ -16,7 +16,7 @@ from russet.engine.prefill.importance import Aggregated, Scorer, Watch, score
 from russet.engine.prefill.pruning import FIRST, LAST, Schedule, TwoCuts, select
 from russet.engine.prefill.revival import AuxCache, Revival
 from russet.models.decoder import Decoder
-from russet.models.rope import Positions, contiguous
+from russet.models.rope import OnDevice, Positions, contiguous
 
 SHORTEST = 64
 """Prompts of fewer new tokens run exactly: there is next to nothing to leave out."""
@@ -87,19 +87,20 @@ class LazyLLM:
         watched = {layer for boundary in plan for layer in self.scorer.layers(boundary, decoder.config)}
         watch, aux, work = Watch(watched, self.scorer.queries), AuxCache(), Work()
         always = max(0, FIRST - start), max(LAST, prompt.tail, self.scorer.queries)
-        h, rows = decoder.embed(mx.array(list(prompt.tokens))[None]), everything
-        layer = 0
+        h, layer = decoder.embed(mx.array(list(prompt.tokens))[None]), 0
+        rows: np.ndarray | OnDevice = everything
         for boundary, kept in plan.items():
             h = self._stage(decoder, h, range(layer, boundary), rows, cache, watch)
             work.layer_tokens += [len(rows)] * (boundary - layer)
             scores = score(self.scorer, boundary, watch, end, rows, decoder, cache)
             going_on = select(scores, kept, *always)
             if self.revive:
-                dropped = np.setdiff1d(np.arange(len(rows)), going_on, assume_unique=True)
-                aux.put(boundary, _rows(h, dropped), rows[dropped])
-            h, rows, layer = _rows(h, going_on), rows[going_on], boundary
-            mx.async_eval(h, aux.arrays())
-        logits = self._finish(decoder, h, layer, rows, cache)
+                dropped = np.setdiff1d(np.arange(len(rows)), np.array(going_on), assume_unique=True)
+                waiting = h[:, mx.array(dropped.astype(np.int32))]
+                aux.put(boundary, waiting, as_array(rows, len(rows))[dropped])
+            h, rows, layer = h[:, going_on], _chosen(rows, going_on, end), boundary
+            mx.async_eval(h, rows.array, aux.arrays())
+        logits = self._finish(decoder, h, layer, rows, cache, end)
         writer = decoder.config.last_writer
         work.layer_tokens += [len(rows)] * (writer - layer) + [1] * (len(decoder.blocks) - writer)
         cache.next_position = end
@@ -109,31 +110,39 @@ class LazyLLM:
         return Prefilled(logits, exact=False, strategy=self.name, work=work, extend=extend)
 
     def _stage(
-        self, decoder: Decoder, h: mx.array, layers: range, rows: np.ndarray, cache: KVCache, watch: Watch
+        self,
+        decoder: Decoder,
+        h: mx.array,
+        layers: range,
+        rows: np.ndarray | OnDevice,
+        cache: KVCache,
+        watch: Watch,
     ) -> mx.array:
         """Rows [1, n, hidden] through some layers, chunk by chunk."""
         through = []
         for first in range(0, len(rows), self._at_once):
             some = slice(first, first + self._at_once)
-            through.append(_run(decoder, h[:, some], layers, contiguous(rows[some]), cache, probe=watch))
+            through.append(_run(decoder, h[:, some], layers, _of(rows, some), cache, probe=watch))
             mx.async_eval(through[-1], cache.arrays(), list(watch.seen.values()))
             # The next chunk's graph is made while this one runs; two at most are under way.
             if len(through) > 1:
                 mx.eval(through[-2])
         return through[0] if len(through) == 1 else mx.concatenate(through, axis=1)
 
-    def _finish(self, decoder: Decoder, h: mx.array, layer: int, rows: np.ndarray, cache: KVCache) -> mx.array:
+    def _finish(
+        self, decoder: Decoder, h: mx.array, layer: int, rows: np.ndarray | OnDevice, cache: KVCache, end: int
+    ) -> mx.array:
         """Logits [1, vocab] of the last row; of the others, only keys and values are computed in the last writer."""
         writer, count = decoder.config.last_writer, len(decoder.blocks)
         whole = range(layer, writer + 1)
         last_start = (len(rows) - 1) // self._at_once * self._at_once
         for first in range(0, last_start, self._at_once):
             some = slice(first, first + self._at_once)
-            _run(decoder, h[:, some], whole, contiguous(rows[some]), cache, last=0)
+            _run(decoder, h[:, some], whole, _of(rows, some), cache, last=0)
             mx.eval(cache.arrays())
-        h = _run(decoder, h[:, last_start:], whole, contiguous(rows[last_start:]), cache, last=1)
+        h = _run(decoder, h[:, last_start:], whole, _of(rows, slice(last_start, len(rows))), cache, last=1)
         if writer + 1 < count:
-            h = decoder.run(h, range(writer + 1, count), int(rows[-1]), cache)
+            h = decoder.run(h, range(writer + 1, count), end - 1, cache)
         return decoder.head(h)[:, -1]
 
 
@@ -160,5 +169,14 @@ def _run(
     return h
 
 
-def _rows(h: mx.array, chosen: np.ndarray) -> mx.array:
-    return h[:, mx.array(chosen.astype(np.int32))]
+def _chosen(rows: np.ndarray | OnDevice, chosen: mx.array, end: int) -> OnDevice:
+    """The positions of the chosen rows, for which the host does not wait."""
+    array = rows.array if isinstance(rows, OnDevice) else mx.array(rows.astype(np.int32))
+    return OnDevice(array[chosen], end)
+
+
+def _of(rows: np.ndarray | OnDevice, some: slice) -> Positions:
+    """The positions of some rows; a part of what the device chose has to be read from it."""
+    if isinstance(rows, OnDevice) and some.start == 0 and some.stop >= len(rows):
+        return rows
+    return contiguous(as_array(rows, len(rows))[some])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
+import mlx.core as mx
 
 from russet.engine.errors import InvalidOptionError
 
@@ -129,22 +130,21 @@ def parse_schedule(text: str) -> Schedule | None:
     return Staged(shares)
 
 
-def select(scores: np.ndarray, count: int, first: int, last: int) -> np.ndarray:
-    """The `count` tokens that go on, as sorted indices into `scores` [n].
+def select(scores: mx.array, count: int, first: int, last: int) -> mx.array:
+    """The `count` tokens that go on, as sorted indices into `scores` [n]: int32, not evaluated.
 
     The first `first` and the last `last` are among them, even where they are more than `count`; the others are those
     of the highest score, and of equal scores the later ones.
     """
-    n = len(scores)
-    ranked = np.asarray(scores, dtype=np.float64).copy()
-    ranked[:first] = np.inf
-    ranked[max(0, n - last) :] = np.inf
+    n = scores.shape[0]
     count = min(n, max(count, min(n, first + last)))
-    # Partition is linear; a GPU waits for this.
-    lowest = np.partition(ranked, n - count)[n - count]
-    above, level = ranked > lowest, np.flatnonzero(ranked == lowest)
-    above[level[len(level) - (count - int(above.sum())) :]] = True
-    return np.flatnonzero(above)
+    index = mx.arange(n, dtype=mx.int32)
+    ranked = mx.where((index < first) | (index >= n - last), math.inf, scores)
+    lowest = mx.sort(ranked)[n - count]
+    above, level = ranked > lowest, ranked == lowest
+    from_here = mx.cumsum(level.astype(mx.int32), reverse=True)
+    chosen = above | (level & (from_here <= count - above.astype(mx.int32).sum()))
+    return mx.sort(mx.where(chosen, index, n))[:count]
 
 
 def _layer(depth: float, layers: int) -> int:

@@ -79,7 +79,7 @@ def fill(
     if ranking:
         tail = min(count, max(TAIL, prompt.tail))
         scores = score(scorer, common, watch, count, everything, base, cache)
-        chosen = select(scores, min(count, max(tail, FEWEST, round(keep * count))), SINK, tail)
+        chosen = np.array(select(scores, min(count, max(tail, FEWEST, round(keep * count))), SINK, tail))
     rest = np.setdiff1d(np.arange(count), chosen, assume_unique=True)
     # Behind the last of these the auxiliary need not run.
     through = h[:, : rest[-1] + 1 if len(rest) else 0]

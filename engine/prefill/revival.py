@@ -123,7 +123,7 @@ class Revival:
         """Rows that go on at a boundary, the revived ones' positions, and the tokens that layers behind it know."""
         dropped = self._aux.dropped[boundary]
         if dropped.waiting.any():
-            scores = score(self._scorer, boundary, watch, position + 1, known, self._decoder, cache)
+            scores = np.array(score(self._scorer, boundary, watch, position + 1, known, self._decoder, cache))
             chosen = _chosen(scores, known, dropped, self._plan[boundary], self._budget)
             if len(chosen):
                 h = mx.concatenate([dropped.take(chosen), h], axis=1)

@@ -116,7 +116,7 @@ def test_one_head_that_finds_it_outranks_many_that_look_everywhere(llama: Decode
 
     cache, watch = llama.new_cache(), Watch([0], 1)
     llama.run(llama.embed(mx.zeros((1, 30), dtype=mx.int32)), range(1), 0, cache, probe=watch)
-    found = score(Fixed(pool=3), 1, watch, 30, np.arange(30.0), llama, cache)
+    found = np.array(score(Fixed(pool=3), 1, watch, 30, np.arange(30.0), llama, cache))
     assert found[10] == pytest.approx(0.2) and found[20] == found[21] == pytest.approx(0.4 / 3)
 
 
@@ -152,7 +152,7 @@ def test_score_is_the_maximum_over_layers_pooled(llama: Decoder) -> None:
     some = np.array([3.0, 8, 29])
     assert np.allclose(score(scorer, 2, watch, 30, some, llama, cache), best[[3, 8, 29]])
     wide = Aggregated(2, depth=2, over_heads="mean", pool=3)
-    assert score(wide, 2, watch, 30, positions, llama, cache)[10] == pytest.approx(
+    assert np.array(score(wide, 2, watch, 30, positions, llama, cache))[10] == pytest.approx(
         max(np.array(scores)[0, 9:12].mean() for scores in each)
     )
 
@@ -161,7 +161,7 @@ def test_a_token_without_a_row_scores_nothing(llama: Decoder) -> None:
     cache, watch = llama.new_cache(), Watch([0], 1)
     held = np.array([0.0, 7, 9, 4])
     llama.run(llama.embed(mx.array([[5, 6, 7, 8]])), range(1), held, cache, probe=watch)
-    scores = score(LastRow(), 1, watch, 5, np.array([0.0, 2, 4, 7, 9]), llama, cache)
+    scores = np.array(score(LastRow(), 1, watch, 5, np.array([0.0, 2, 4, 7, 9]), llama, cache))
     assert scores[1] == 0
     assert scores[0] > 0 and scores[2] > 0
     assert scores.sum() == pytest.approx(1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import russet
-from russet.engine.cache import KVCache
+from russet.engine.cache import KVCache, as_array
 from russet.engine.errors import InvalidOptionError
 from russet.engine.prefill import lazyllm
 from russet.engine.prefill.base import Prefilled, PromptTokens
@@ -21,7 +21,7 @@ from russet.engine.prefill.lazyllm import LEAST, SHORTEST, LazyLLM
 from russet.engine.prefill.pruning import FIRST, LAST, Linear, Staged
 from russet.models.decoder import Block, Decoder
 from russet.models.loading import load_decoder
-from russet.models.rope import Rotary
+from russet.models.rope import OnDevice, Rotary
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
@@ -58,8 +58,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
     run = Block.__call__
 
     def counted(block: Block, h: mx.array, positions: Any, *rest: Any, **named: Any) -> mx.array:
-        rows = np.arange(positions, positions + h.shape[1]) if isinstance(positions, int) else positions
-        seen.setdefault(block.index, []).extend(rows.tolist())
+        seen.setdefault(block.index, []).extend(as_array(positions, h.shape[1]).tolist())
         return run(block, h, positions, *rest, **named)
 
     monkeypatch.setattr(Block, "__call__", counted)
@@ -143,6 +142,27 @@ def test_handing_layers_to_a_gpu_in_groups_changes_nothing(family: str, monkeypa
         monkeypatch.setattr(lazyllm, "AT_ONCE", 1)
         logits.append(LazyLLM(schedule=STAGED, chunk=50)(decoder, prompt_of(decoder), decoder.new_cache()).logits)
     assert mx.array_equal(*logits)
+
+
+@pytest.mark.parametrize("scorer", [LastRow(), Aggregated(depth=2)])
+@pytest.mark.parametrize("family", ["llama", "openelm", "qwen3"])
+def test_nothing_waits_for_a_ranking_where_one_pass_takes_all(
+    family: str, scorer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's host builds everything behind a ranking before it has run: no positions are read back, none differ."""
+    decoder, prompt, schedule = decoder_of(family), prompt_of(decoder_of(family)), Staged({0.4: 0.7, 0.7: 0.6})
+    monkeypatch.setattr(decoder, "fused_rope", True)
+    cache, parts = decoder.new_cache(), decoder.new_cache()
+    read, host = [], OnDevice.host.func
+    monkeypatch.setattr(OnDevice, "host", property(lambda at: read.append(at) or host(at)))
+    one = LazyLLM(schedule=schedule, scorer=scorer)(decoder, prompt, cache)
+    assert not read
+    many = LazyLLM(schedule=schedule, scorer=scorer, chunk=17)(decoder, prompt, parts)
+    assert read
+    for layer, slot in cache.slots.items():
+        assert np.array_equal(slot.positions, parts.slots[layer].positions)
+    assert np.allclose(one.logits, many.logits, atol=1e-4)
+    assert greedy(decoder, one, cache, 6) == greedy(decoder, many, parts, 6)
 
 
 def test_later_layers_take_no_more_memory_than_their_rows() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,17 +78,17 @@ def test_two_cuts_leave_more_of_a_short_prompt() -> None:
 
 
 def test_selection_takes_the_best_and_the_protected_in_order() -> None:
-    scores = np.array([0.0, 0.1, 0.9, 0.2, 0.8, 0.3, 0.0, 0.0])
+    scores = mx.array([0.0, 0.1, 0.9, 0.2, 0.8, 0.3, 0.0, 0.0])
     assert select(scores, 5, first=1, last=2).tolist() == [0, 2, 4, 6, 7]
 
 
 def test_protected_tokens_may_be_more_than_asked_for() -> None:
-    assert select(np.zeros(8), 2, first=3, last=3).tolist() == [0, 1, 2, 5, 6, 7]
-    assert select(np.zeros(4), 1, first=3, last=3).tolist() == [0, 1, 2, 3]
+    assert select(mx.zeros(8), 2, first=3, last=3).tolist() == [0, 1, 2, 5, 6, 7]
+    assert select(mx.zeros(4), 1, first=3, last=3).tolist() == [0, 1, 2, 3]
 
 
 def test_of_equal_scores_the_later_token_stays() -> None:
-    assert select(np.zeros(6), 3, first=0, last=1).tolist() == [3, 4, 5]
+    assert select(mx.zeros(6), 3, first=0, last=1).tolist() == [3, 4, 5]
 
 
 def test_schedules_have_names() -> None:
