@@ -82,6 +82,19 @@ def test_selection_takes_the_best_and_the_protected_in_order() -> None:
     assert select(scores, 5, first=1, last=2).tolist() == [0, 2, 4, 6, 7]
 
 
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=60),
+    st.integers(1, 60),
+    st.integers(0, 8),
+    st.integers(0, 8),
+)
+def test_selection_ranks_by_score_and_then_by_place(scores: list[float], count: int, first: int, last: int) -> None:
+    n = len(scores)
+    ranked = [2.0 if i < first or i >= n - last else score for i, score in enumerate(scores)]
+    best = sorted(range(n), key=lambda i: (ranked[i], i))[n - min(n, max(count, first + last)) :]
+    assert select(mx.array(scores), count, first, last).tolist() == sorted(best)
+
+
 def test_protected_tokens_may_be_more_than_asked_for() -> None:
     assert select(mx.zeros(8), 2, first=3, last=3).tolist() == [0, 1, 2, 5, 6, 7]
     assert select(mx.zeros(4), 1, first=3, last=3).tolist() == [0, 1, 2, 3]
