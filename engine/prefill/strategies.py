@@ -136,6 +136,8 @@ def _with_share(text: str, keep: float | str | None) -> tuple[str, float | str |
     predictor, at, share = text.rpartition("@")
     if not at or Path(text).expanduser().exists():
         return text, keep
+    if not share:
+        raise InvalidOptionError(f"{text!r} has no share behind its @; write {predictor}@0.15 or {predictor}.")
     if keep is not None:
         raise InvalidOptionError(f"{text!r} names its keep already, but {keep!r} was given too; drop one.")
     return predictor, share

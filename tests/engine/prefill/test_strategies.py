@@ -116,6 +116,8 @@ def test_a_predictor_of_the_repository_has_a_name(tmp_path: Path, monkeypatch: p
     assert isinstance(strategy, KVPrediction) and (strategy.folder, strategy.keep) == (tmp_path / "half", 0.15)
     with pytest.raises(InvalidOptionError, match=r"'half@0\.15' names its keep already, but 0\.3 was given too"):
         parse("kv-prediction:half@0.15", keep=0.3)
+    with pytest.raises(InvalidOptionError, match=r"'half@' has no share behind its @; write half@0\.15 or half\."):
+        parse("kv-prediction:half@")
     with pytest.raises(InvalidOptionError, match="keep is much; it is a share of the prompt"):
         parse("kv-prediction:half@much")
     (tmp_path / "half").rename(tmp_path / "at@0.5")
