@@ -157,7 +157,8 @@ def _run(
 ) -> mx.array:
     """As `Decoder.run`; a GPU starts on the first layers while the host builds those behind them.
 
-    Every stage begins with a GPU that has nothing to do. Packed weights have a pace of their own.
+    The first stage begins with a GPU that has nothing to do, and so does one that had to wait for positions. Packed
+    weights have a pace of their own.
     """
     step = AT_ONCE if on_gpu() and not decoder.packed else len(layers)
     for first in range(layers.start, layers.stop, step):
