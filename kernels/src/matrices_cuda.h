@@ -22,6 +22,13 @@ inline ushort tile_apart(uint words) { return words; }
 // one of 8 columns, as in matrices_metal.h.
 template <typename T> struct tile_x { uint pair[8]; };
 
+template <typename T> inline void tile_of(tile_x<T>& tile, uint4 low, uint4 high) {
+  tile.pair[0] = __byte_perm(low.x, high.x, 0x5410); tile.pair[1] = __byte_perm(low.x, high.x, 0x7632);
+  tile.pair[2] = __byte_perm(low.y, high.y, 0x5410); tile.pair[3] = __byte_perm(low.y, high.y, 0x7632);
+  tile.pair[4] = __byte_perm(low.z, high.z, 0x5410); tile.pair[5] = __byte_perm(low.z, high.z, 0x7632);
+  tile.pair[6] = __byte_perm(low.w, high.w, 0x5410); tile.pair[7] = __byte_perm(low.w, high.w, 0x7632);
+}
+
 template <typename T, int ROWS, int PARTS>
 inline void tile_load(tile_x<T>& tile, const T* x, uint apart, uint k, uint rows, uint first, uint lane) {
   const uint column = first + (lane >> 2), row = column % ROWS, word = lane & 3u;
@@ -31,10 +38,51 @@ inline void tile_load(tile_x<T>& tile, const T* x, uint apart, uint k, uint rows
     low = from[0];
     high = from[1];
   }
-  tile.pair[0] = __byte_perm(low.x, high.x, 0x5410); tile.pair[1] = __byte_perm(low.x, high.x, 0x7632);
-  tile.pair[2] = __byte_perm(low.y, high.y, 0x5410); tile.pair[3] = __byte_perm(low.y, high.y, 0x7632);
-  tile.pair[4] = __byte_perm(low.z, high.z, 0x5410); tile.pair[5] = __byte_perm(low.z, high.z, 0x7632);
-  tile.pair[6] = __byte_perm(low.w, high.w, 0x5410); tile.pair[7] = __byte_perm(low.w, high.w, 0x7632);
+  tile_of(tile, low, high);
+}
+
+// The 128 bytes of each of 4 lanes under 4 words. Read by every lane for itself they are in 32 lines of the cache at a
+// time, and the first products wait for them; so the four lanes read from one line together, and change places after that.
+template <typename T, int ROWS, int MATRICES>
+inline void tile_load_spread(tile_x<T>* tiles, const T* x, uint k, uint rows, uint first, uint lane) {
+  const uint column = first + (lane >> 2), word = lane & 3u;
+  const bool is_row = column < ROWS && column < rows;
+  const uint4* from = (const uint4*)(x + (is_row ? column : 0u) * k);
+  uint4 piece[4][2];
+#pragma unroll
+  for (int i = 0; i < 8; i++) piece[i / 2][i % 2] = from[4 * i + word];
+#pragma unroll
+  for (int apart = 1; apart < 4; apart *= 2) {
+    const bool later = (word & uint(apart)) != 0u;
+#pragma unroll
+    for (int p = 0; p < 4; p++)
+      if (!(p & apart))
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          uint &here = ((uint*)piece[p])[i], &there = ((uint*)piece[p + apart])[i];
+          const uint got = __shfl_xor_sync(~0u, later ? here : there, apart);
+          if (later) here = got;
+          else there = got;
+        }
+  }
+  // 16 bytes i of a lane's 128 are in half i / 4 of piece i % 4 now.
+#pragma unroll
+  for (int v = 0; v < 4; v++) {
+    uint4 low = piece[2 * v % 4][2 * v / 4], high = piece[(2 * v + 1) % 4][(2 * v + 1) / 4];
+    if (!is_row) low = high = {0, 0, 0, 0};
+    tile_of(tiles[v * MATRICES], low, high);
+  }
+}
+
+template <typename T, int ROWS, int PARTS, int RUN, int MATRICES>
+inline void tile_load_run(tile_x<T>* tiles, const T* x, uint k, uint rows, uint first, uint lane) {
+  if constexpr (RUN == 4 && PARTS == 1 && ROWS > 1 && MATRICES == 1) {
+    tile_load_spread<T, ROWS, MATRICES>(tiles, x, k, rows, first, lane);
+  } else {
+#pragma unroll
+    for (int v = 0; v < RUN; v++)
+      tile_load<T, ROWS, PARTS>(tiles[v * MATRICES], x + 16u * v, 16u * RUN, k, rows, first, lane);
+  }
 }
 
 template <typename T> struct tile_type { enum { bfloat = 0 }; };

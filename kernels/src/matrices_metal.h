@@ -38,6 +38,14 @@ inline void tile_load(thread tile_x<T>& tile, const device T* x, uint apart, uin
   }
 }
 
+// Under RUN words that follow one another in each of 4 lanes: RUN tiles, MATRICES from one another.
+template <typename T, int ROWS, int PARTS, int RUN, int MATRICES>
+inline void tile_load_run(thread tile_x<T>* tiles, const device T* x, uint k, uint rows, uint first, uint lane) {
+#pragma unroll
+  for (int v = 0; v < RUN; v++)
+    tile_load<T, ROWS, PARTS>(tiles[v * MATRICES], x + 16u * v, 16u * RUN, k, rows, first, lane);
+}
+
 inline void tile_multiply_8(thread float* sum, float w0, float w1, float x0, float x1) {
   simdgroup_matrix<float, 8, 8> a, b, c;
   a.thread_elements()[0] = w0; a.thread_elements()[1] = w1;

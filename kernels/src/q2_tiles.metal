@@ -36,11 +36,9 @@ for (uint slice = 0; slice < steps; slice += SPAN) {
 #pragma unroll
   for (int h = 0; h < HELD; h++)
 #pragma unroll
-    for (int v = 0; v < RUN; v++)
-#pragma unroll
-      for (int m = 0; m < MATRICES; m++)
-        tile_load<T, ROWS, PARTS>(held[h][v][m], x + ((start + h) * 4u * RUN + v) * 16u, RUN * 16u, k,
-                                  start + h < wished ? 0u : rows, 8u * m, lane);
+    for (int m = 0; m < MATRICES; m++)
+      tile_load_run<T, ROWS, PARTS, RUN, MATRICES>(&held[h][0][m], x + (start + h) * 64u * RUN, k,
+                                                   start + h < wished ? 0u : rows, 8u * m, lane);
 #pragma unroll
   for (int t = 0; t < TILES; t++) {
     if (SPREAD) {
