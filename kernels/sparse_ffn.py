@@ -37,7 +37,7 @@ MAX_ROWS = 16
 
 _ACT: dict[Activation, int] = {"silu": 1, "gelu_tanh": 2, "relu": 3, "gelu": 4}
 _LISTED_BYTES = 22 << 10
-_LISTED_EACH = 22
+_LISTED_EACH = 24
 _WIDEST = 8
 _STREAMS = 2
 _MOST: dict[Backend, int] = {"cuda": 64, "metal": 16}
@@ -159,17 +159,20 @@ def _launch_down(target: Backend, a: mx.array, residual: mx.array, *weights: mx.
     kind = format_of(columns, w, scales, offsets)
     each = _piece(kind.bits)
     rows = min(_rows(count), 64 // each)
-    lanes = 8 if kind.bits in (4, 32) else 4
+    lanes = 4 if kind.bits == 2 or (kind.bits in (8, 16) and rows > 2) else 8
     # Sums of many rows fill the registers of large threadgroups; small ones leave room for other kernels.
     simdgroups = 8 if rows > 2 else 16
     threads = 32 * simdgroups
+    neighbours = 4 if neurons % 4 == 0 else 1
+    part = threads * neighbours
     windows = -(-neurons // min(_LISTED_BYTES // 2, _LISTED_EACH * threads))
     template = (
         *_types(a, w, scales, kind),
         ("ROWS", rows),
         ("LANES", lanes),
         ("LOADS", 4 if rows <= 2 else 2),
-        ("EACH_LISTED", -(-neurons // (windows * threads))),
+        ("NEIGHBOURS", neighbours),
+        ("EACH_LISTED", -(-neurons // (windows * part))),
         ("SIMDGROUPS", simdgroups),
     )
     grid = (-(-columns // (lanes * each)) * threads, -(-count // rows), 1)

@@ -3,11 +3,11 @@
 // their chunks of it in registers, HELD chunks a lane; rows stream by, those of AHEAD turns on their way. Then the up rows
 // that are wanted are read in the same way.
 constexpr uint CHUNK = packing<BITS>::CHUNK, TEAMS = SIMDGROUPS / WIDE, THREADS = 32 * SIMDGROUPS;
+constexpr int ROUNDS = (MOST + 31) / 32;
 threadgroup float pieces[MOST][WIDE];
+threadgroup float up_pieces[MOST][WIDE];
 threadgroup float gathered[SIMDGROUPS];
-threadgroup float gates[MOST];
-threadgroup ushort listed[MOST];
-threadgroup uint listed_count[1];
+threadgroup ushort listed[SIMDGROUPS][MOST];
 const uint lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
 const uint index = thread_index_in_threadgroup, team = simdgroup / WIDE, place = simdgroup % WIDE;
 const uint k = x_shape[0], neurons = w_shape[0] / 2u;
@@ -72,56 +72,56 @@ for (uint turn = team; turn < count; turn += TEAMS * AHEAD) {
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
+// Each simdgroup lists for itself which neurons are active, a lane for a neuron: there is no second wait for one that does.
 squares = 0.0f;
 for (int s = 0; s < WIDE; s++) squares += gathered[s];
 const float root = metal::rsqrt(squares / float(k) + eps);
-if (simdgroup == 0) {
-  uint wanted = 0u;
-  for (uint first = 0; first < count; first += 32u) {
-    const uint neuron = first + lane;
-    float raw = 0.0f;
-    for (int s = 0; s < WIDE; s++) raw += pieces[neuron < count ? neuron : count - 1u][s];
-    raw *= root;
-    // What is not a number stays, and passes.
-    const float value = raw != raw ? raw : activated<ACT>(raw);
-    const bool active = !((value < 0.0f ? -value : value) <= threshold) && neuron < count;
-    const uint before = count_up_to(active ? 1u : 0u, lane);
-    if (active) listed[wanted + before - 1u] = ushort(neuron);
-    if (neuron < count) gates[neuron] = active ? value * root : 0.0f;
-    wanted += simd_shuffle(before, ushort(31));
-  }
-  if (lane == 0) listed_count[0] = wanted;
+float gate[ROUNDS];
+uint wanted = 0u;
+#pragma unroll
+for (int r = 0; r < ROUNDS; r++) {
+  const uint neuron = 32u * r + lane;
+  float raw = 0.0f;
+  for (int s = 0; s < WIDE; s++) raw += pieces[neuron < count ? neuron : count - 1u][s];
+  raw *= root;
+  // What is not a number stays, and passes.
+  const float value = raw != raw ? raw : activated<ACT>(raw);
+  const bool active = !((value < 0.0f ? -value : value) <= threshold) && neuron < count;
+  const uint before = count_up_to(active ? 1u : 0u, lane);
+  if (active) listed[simdgroup][wanted + before - 1u] = ushort(neuron);
+  gate[r] = active ? value * root : 0.0f;
+  wanted += simd_shuffle(before, ushort(31));
 }
-threadgroup_barrier(mem_flags::mem_threadgroup);
+simdgroup_barrier(mem_flags::mem_threadgroup);
 
-const uint wanted = listed_count[0];
 for (uint turn = team; turn < wanted; turn += TEAMS * AHEAD) {
 #pragma unroll
   for (int a = 0; a < AHEAD; a++) {
-    const uint mine = turn + a * TEAMS;
-    if (mine < wanted) {
-      const uint row = neurons + begin + listed[mine];
+    // Past the end the last row is read again.
+    const uint mine = turn + a * TEAMS, row = neurons + begin + listed[simdgroup][mine < wanted ? mine : wanted - 1u];
 #pragma unroll
-      for (int h = 0; h < HELD; h++)
-        fetch<T, BITS, G, BALANCED, 1>(words, scales, offsets, k, (h * WIDE + place) * 32u + lane, &row, coming[a][h]);
-    }
+    for (int h = 0; h < HELD; h++)
+      fetch<T, BITS, G, BALANCED, 1>(words, scales, offsets, k, (h * WIDE + place) * 32u + lane, &row, coming[a][h]);
   }
 #pragma unroll
   for (int a = 0; a < AHEAD; a++) {
-    const uint mine = turn + a * TEAMS;
-    if (mine < wanted) {
-      float sum = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
-      for (int h = 0; h < HELD; h++) multiply_by<T, BITS, BALANCED, 1>(coming[a][h], held[h], total[h], &sum);
-      sum = simd_sum(sum);
-      if (lane == 0) pieces[listed[mine]][place] = sum;
-    }
+    for (int h = 0; h < HELD; h++) multiply_by<T, BITS, BALANCED, 1>(coming[a][h], held[h], total[h], &sum);
+    sum = simd_sum(sum);
+    const uint mine = turn + a * TEAMS;
+    if (lane == 0 && mine < wanted) up_pieces[listed[simdgroup][mine]][place] = sum;
   }
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
-for (uint neuron = index; neuron < count; neuron += THREADS) {
-  float up = 0.0f;
-  if (gates[neuron] != 0.0f)
-    for (int s = 0; s < WIDE; s++) up += pieces[neuron][s];
-  out[begin + neuron] = gates[neuron] != 0.0f ? gates[neuron] * up : 0.0f;
+// Every simdgroup knows the gates.
+#pragma unroll
+for (int r = 0; r < ROUNDS; r++) {
+  const uint neuron = 32u * r + lane;
+  if (simdgroup == r && neuron < count) {
+    float up = 0.0f;
+    if (gate[r] != 0.0f)
+      for (int s = 0; s < WIDE; s++) up += up_pieces[neuron][s];
+    out[begin + neuron] = gate[r] != 0.0f ? gate[r] * up : 0.0f;
+  }
 }

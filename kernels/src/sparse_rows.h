@@ -4,6 +4,14 @@ template <int BITS> struct piece {
   enum { each = BITS == 32 ? 4 : BITS == 2 ? 16 : 8, words = BITS == 32 ? 4 : BITS == 2 ? 1 : BITS / 4 };
 };
 
+// COUNT consecutive numbers in one load, 4 from a 16-byte boundary; or a single one.
+template <typename X, int COUNT> struct consecutive {
+  static inline void load(const device X* from, thread float* value) { load_four<X>(from, value); }
+};
+template <typename X> struct consecutive<X, 1> {
+  static inline void load(const device X* from, thread float* value) { value[0] = float(from[0]); }
+};
+
 // A piece's weights; packed ones as 1 + q / 2^BITS, which `row_terms` takes back.
 template <typename T, int BITS>
 inline void unpack_piece(thread const word_run<piece<BITS>::words>& run, thread float* level) {
@@ -18,15 +26,22 @@ inline void unpack_piece(thread const word_run<piece<BITS>::words>& run, thread 
   }
 }
 
-// w = gain * level + shift for the weights from `at` on in a row of `width`.
+// w = gain * level + shift for the weights from `at` on in a row of `width`. Scales stay as they were read until they are
+// needed: a conversion would wait for what is on its way.
+template <typename T> struct row_scales { T scale, offset; };
 struct row_terms { float gain; float shift; };
-template <int BITS, int G, int BALANCED, typename T>
-inline row_terms read_terms(const device T* scales, const device T* offsets, uint row, uint width, uint at) {
+template <int G, int BALANCED, typename T>
+inline void read_scales(const device T* scales, const device T* offsets, uint row, uint width, uint at,
+                        thread row_scales<T>& read) {
   const uint size = G == 0 ? width : uint(G), group = row * (width / size) + at / size;
-  const float scale = float(scales[group]);
+  read.scale = scales[group];
+  if (!BALANCED) read.offset = offsets[group];
+}
+template <int BITS, int BALANCED, typename T> inline row_terms terms_of(thread const row_scales<T>& read) {
+  const float scale = float(read.scale);
   row_terms terms;
   terms.gain = scale * float(1 << (BITS & 15));
-  terms.shift = (BALANCED ? -1.5f * scale : float(offsets[group])) - terms.gain;
+  terms.shift = (BALANCED ? -1.5f * scale : float(read.offset)) - terms.gain;
   return terms;
 }
 
@@ -44,7 +59,11 @@ inline void multiply_piece(const device X* x, const device T* gain, const device
     unpack_piece<T, BITS>(run[o], level[o]);
     terms[o].gain = 1.0f;
     terms[o].shift = 0.0f;
-    if (BITS < 16 && ((wanted >> o) & 1u)) terms[o] = read_terms<BITS, G, BALANCED>(scales, offsets, row[o], k, at);
+    if (BITS < 16 && ((wanted >> o) & 1u)) {
+      row_scales<T> read;
+      read_scales<G, BALANCED>(scales, offsets, row[o], k, at, read);
+      terms[o] = terms_of<BITS, BALANCED>(read);
+    }
   }
   if (NORM) load_values<T, EACH>(gain + at, factor);
 #pragma unroll
