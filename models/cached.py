@@ -10,6 +10,8 @@ from pathlib import Path
 from russet.engine.errors import ModelNotFoundError
 from russet.engine.paths import models_dir
 from russet.engine.storage import folder_bytes, writing
+from russet.models.catalog import CATALOG, PREDICTORS
+from russet.models.shipped import shipped
 
 SOURCE_FILE = "source.json"
 
@@ -47,6 +49,8 @@ def remove_model(name: str) -> CachedModel:
                 model.path.rename(doomed)
                 shutil.rmtree(doomed)
             return model
+    if name in (*CATALOG, *PREDICTORS) and shipped(name):
+        raise ModelNotFoundError(f"{name} comes with the repository and takes no room in the cache: leave it there.")
     raise ModelNotFoundError(f"{name} is not in the cache: `russet models` lists what is.")
 
 

@@ -55,8 +55,9 @@ def obtain(name: str, *, progress: Progress | None = None) -> Path:
                     return _convert(checkpoint, folder, name, str(source), progress)
             except (DownloadError, ModelNotFoundError) as error:
                 failures.append(f"{source} failed ({str(error).rstrip('.')})")
+    what = "that" if len(failures) == 1 else "either"
     raise DownloadError(
-        f"{name} could not be fetched: {' and '.join(failures)}; mend either and run the command again."
+        f"{name} could not be fetched: {' and '.join(failures)}; mend {what} and run the command again."
     )
 
 

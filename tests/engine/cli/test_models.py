@@ -66,6 +66,11 @@ def test_removing_takes_models_by_name(cached):
     assert [path.name for path in models_dir().iterdir()] == [".half.partial"]
 
 
+def test_what_the_repository_ships_is_not_removed():
+    error = CliRunner().invoke(command, ["remove", "russet-135m"]).exception
+    assert isinstance(error, ModelNotFoundError) and "comes with the repository and takes no room" in str(error)
+
+
 def test_fetching_prints_the_folder(cached):
     run = CliRunner().invoke(command, ["fetch", "smollm2-135m"])
     assert (run.exit_code, run.stdout) == (0, f"{models_dir() / 'smollm2-135m'}\n")
