@@ -10,7 +10,6 @@ opened by the module of the same name in models/runtimes/.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import re
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from russet.converters.model_tensors import ModelTensors
 from russet.converters.writer import refuse_existing
 from russet.engine.errors import InvalidOptionError, MissingDependencyError
+from russet.engine.library_imports import import_library
 from russet.engine.paths import downloads_dir
 from russet.engine.progress import SilentProgress
 from russet.engine.storage import make_folder
@@ -145,7 +145,10 @@ def export(
             raise MissingDependencyError(f"Converting to {to} needs {library}; install russet[{extra}].")
     if not dry_run:
         refuse_existing(Path(dst))
-    exporter: Exporter = importlib.import_module(module)  # type: ignore[assignment]
+    exporter: Exporter = import_library(module)  # type: ignore[assignment]
+    if not dry_run:
+        for library in libraries:
+            import_library(library)
     with _model_folder(str(src), progress) as folder:
         model = ModelTensors(folder, repository_of(str(src)))
         return exporter.export(model, Path(dst), options or ExportOptions(), dry_run, progress or SilentProgress())

@@ -8,12 +8,12 @@ A kind of package is one module here with two functions, registered by the suffi
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from russet.engine.errors import MissingDependencyError
+from russet.engine.library_imports import import_library
 
 if TYPE_CHECKING:
     from russet.models.runtimes.base import ForeignDecoder
@@ -51,4 +51,6 @@ def package_kind(path: Path) -> PackageKind:
     module, library, extra = PACKAGES[suffix]
     if importlib.util.find_spec(library) is None:
         raise MissingDependencyError(f"{path.name} needs {library}; install russet[{extra}].")
-    return importlib.import_module(module)  # type: ignore[return-value]
+    kind: PackageKind = import_library(module)  # type: ignore[assignment]
+    import_library(library)
+    return kind
