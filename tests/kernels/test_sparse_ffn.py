@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 
+import metalsim
 import mlx.core as mx
 import numpy as np
 import pytest
 from kernel_runs import simulate, simulate_all_orders
 from metalsim import COMPILER
+from msl_to_cpp import MetalError
 
 from russet.kernels import sparse_ffn
 from russet.kernels.base import variant_name
@@ -161,6 +163,47 @@ def test_rows_of_inactive_neurons_are_not_read(rows, kind):
     expected = exact_down(a, residual, w, scales, offsets)
     w, scales = poisoned(w, scales, wide(a).reshape(-1, 90).any(0))
     assert error(simulate(DOWN, (a, residual, w, scales, offsets))[0], expected) < ALLOWED[x_type]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rows", "kind"), [(0, dense(F16)), (5, dense(F16)), (0, AFFINE), (0, BALANCED)], ids=str)
+@pytest.mark.parametrize("target", ["metal", "cuda"])
+def test_weights_end_where_the_active_neurons_end(monkeypatch, rows, kind, target):
+    """Not only do inactive rows leave no trace in the result: memory that is not there is not touched."""
+    cut = [0]
+    whole = metalsim._input_bytes
+
+    def shortened(name: str, array: mx.array, source: str) -> list[bytes]:
+        data, *rest = whole(name, array, source)
+        return [data[: len(data) - cut[0]] if name == "w" else data, *rest]
+
+    monkeypatch.setattr(metalsim, "_input_bytes", shortened)
+    x_type = F16 if rows else F32
+    for neurons in range(48, 40, -1):
+        x, gain, w, *rest = random_gate_up(rows, 320, neurons, kind, x_type, F16)
+        used = exact_gate_up(x, gain, w, *rest).reshape(-1, neurons).any(0)
+        if used.sum() % 2:  # so that a simdgroup with an active neuron has an inactive one as well
+            break
+    # Inactive neurons last, so that their up rows end the weights.
+    order = np.concatenate([np.flatnonzero(used), np.flatnonzero(~used)])
+    order = mx.array(np.concatenate([order, neurons + order]))
+    w, *rest = (part[order] if part.shape[0] == 2 * neurons else part for part in (w, *rest))
+    cut[0] = int((~used).sum()) * w.nbytes // (2 * neurons)
+    assert cut[0] > 0 and used.sum() % 2
+    (a,) = simulate(gates(x), (x, gain, w, *rest), target)
+    cut[0] = 0
+    assert error(a, exact_gate_up(x, gain, w, *rest)) < ALLOWED[x_type]
+
+    a, residual, w, *rest = random_down(rows, 90, 64, kind, x_type, F16)
+    used = wide(a).reshape(-1, 90).any(0)
+    order = mx.array(np.concatenate([np.flatnonzero(used), np.flatnonzero(~used)]))
+    a, w, *rest = a[..., order], w[order], *(part[order] if part.shape[0] == 90 else part for part in rest)
+    cut[0] = int((~used).sum()) * w.nbytes // 90
+    assert (
+        error(simulate(DOWN, (a, residual, w, *rest), target)[0], exact_down(a, residual, w, *rest)) < ALLOWED[x_type]
+    )
+    with pytest.raises(MetalError, match="buffer 'w'"):
+        simulate(DOWN, (mx.ones_like(a), residual, w, *rest), target)
 
 
 @needs_compiler
