@@ -25,6 +25,8 @@ def save(session: Session, path: Path) -> None:
     """Write `session` to `path` through a temporary file beside it; raises `StorageError`."""
     if path.is_dir():
         raise StorageError(f"{path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise StorageError(f"There is no folder {path.parent} for {path.name}; make it, or choose another place.")
     cache = session.cache
     arrays: dict[str, mx.array] = {"tokens": mx.array(session.cached, dtype=mx.int32)}
     first: dict[str, int] = {}
@@ -67,8 +69,10 @@ def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         metadata = open_safetensors(path).metadata
         with path.open("rb") as file:
             arrays = mx.load(file, format="safetensors")
-    except (CheckpointError, OSError) as error:
-        raise SessionFileError(f"{path} is damaged or not a saved conversation ({error})") from None
+    except CheckpointError:
+        raise SessionFileError(f"{path} is damaged, or not a conversation that Russet saved.") from None
+    except OSError as error:
+        raise SessionFileError(f"{path} cannot be read ({error.strerror or error}).") from None
     assert isinstance(arrays, dict)
     return arrays, metadata
 

@@ -304,6 +304,8 @@ def test_saved_sessions_that_cannot_be_used_are_refused(
     whole = path.read_bytes()
     with pytest.raises(StorageError, match="is a folder; give the name of a file"):
         session.save(tmp_path)
+    with pytest.raises(StorageError, match=r"There is no folder .*nowhere for talk; make it"):
+        session.save(tmp_path / "nowhere" / "talk")
     with pytest.raises(SessionFileError, match="no saved conversation"):
         tiny_model.load_session(tmp_path / "other.russet")
     path.write_bytes(whole[: len(whole) // 2])
