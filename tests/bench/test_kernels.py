@@ -89,6 +89,14 @@ def test_calls_have_weights_of_their_own_that_say_the_same() -> None:
     assert seen == [1, 2, 1]
 
 
+def test_a_copy_reads_and_writes(monkeypatch):
+    times = iter([4.0, 2.0, 8.0])
+    monkeypatch.setattr(kernels_clock, "_COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(kernels_clock, "_ROUNDS", 3)
+    monkeypatch.setattr(kernels_clock, "_seconds", lambda calls: next(times))
+    assert kernels_clock.copy_bytes_per_s() == 2 * (1 << 20) / 2.0
+
+
 def test_sides_take_turns_after_a_round_that_does_not_count() -> None:
     order: list[str] = []
 
