@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -104,6 +105,42 @@ def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
             break
         found, words = inner, words[1:]
     return found, words
+
+
+def test_the_figures_are_those_of_the_benchmarks() -> None:
+    """Both engines' medians stand in two rows of docs/benchmarks.md, one after the other, and so do the ratios."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    medians = [[number(cell) for cell in cells(line)] for line in page.splitlines() if line.startswith("|")]
+    shown = [cells(line) for line in README.partition("## Performance")[2].splitlines() if line.startswith("| ")]
+    checked = 0
+    for row in shown:
+        ours, theirs, ratios = row[2:4], row[4].split(", "), row[5:]
+        if None in map(number, ours) or len(theirs) != 2:  # a heading, or a rate that the page has as a time
+            continue
+        assert any(
+            all(number(cell) in first for cell in ours)
+            and all(number(cell) in second for cell in theirs)
+            and all(any(is_rounded(cell, value) for value in first) for cell in ratios)
+            for first, second in pairwise(medians)
+        ), row
+        checked += 1
+    assert checked >= 6
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def number(cell: str) -> float | None:
+    """The number that a cell begins with, without its spread; None where it begins with none."""
+    found = re.match(r"[\d,]*\.?\d+", cell)
+    return float(found.group().replace(",", "")) if found else None
+
+
+def is_rounded(cell: str, value: float | None) -> bool:
+    """Whether a cell is a value with as many decimals as the cell has, rounded either way at the middle."""
+    digits = len(cell.partition(".")[2])
+    return value is not None and abs(float(cell) - value) <= 0.5 * 10**-digits + 1e-9
 
 
 @page
