@@ -149,6 +149,11 @@ def test_cases_are_chosen_by_a_part_of_their_names() -> None:
         kernels.chosen_cases(["sprase"])
 
 
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_timed(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", "kernels", "--json", str(tmp_path / "no" / "x.json")])
+    assert result.exit_code == 1 and "cannot be written" in result.stderr
+
+
 def test_without_a_gpu_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "backend", lambda: None)
     result = CliRunner().invoke(main, ["bench", "kernels"], prog_name="russet")

@@ -137,6 +137,15 @@ def test_every_output_is_compared(double, monkeypatch):
     assert kernel.disabled.startswith("its error against the reference is 3.3e-03")
 
 
+@pytest.mark.parametrize(
+    ("device", "metal", "expected"), [("cpu", True, None), ("gpu", True, "metal"), ("gpu", False, "cuda")]
+)
+def test_the_interface_is_that_of_the_device_that_computes(monkeypatch, device, metal, expected):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, device), 0))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    assert backend_module.backend.__wrapped__() == expected
+
+
 def test_without_a_gpu_the_reference_serves(double, monkeypatch):
     kernel = double()
     monkeypatch.setattr(base, "backend", lambda: None)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from russet.converters.convert import convert
+from russet.engine.errors import UnsupportedModelError
 from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.rows import RING
@@ -21,9 +24,10 @@ from russet.kernels.packed import Format
 from russet.kernels.sheet import parts_of
 from russet.models import fused as fused_step
 from russet.models.decoder import Decoder
-from russet.models.fused_layer import _sheet
+from russet.models.fused_layer import _sheet, check_shapes
 from russet.models.linear import Affine, Quantized
 from russet.models.loading import load_decoder
+from russet.models.norm import ReLUNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = sorted(path.name for path in GOLDEN.iterdir() if (path / "config.json").exists())
@@ -89,11 +93,14 @@ def test_a_step_takes_five_launches_a_layer_in_every_format(
 
 
 @pytest.mark.parametrize("variant", ["gemma3", "llama"])
-def test_a_traced_step_gives_the_same(variant: str, by_reference) -> None:
+def test_a_traced_step_gives_the_same(variant: str, by_reference, monkeypatch: pytest.MonkeyPatch) -> None:
     traced, plain = load_decoder(GOLDEN / variant), load_decoder(GOLDEN / variant)
     step = traced._fused_step()
     step._traced = mx.compile(step._step)
+    taken = []
+    monkeypatch.setattr(step, "_traced", lambda *rest, traced=step._traced: taken.append(1) or traced(*rest))
     assert np.abs(decode(traced, RING + 4)[0] - decode(plain, RING + 4)[0]).max() < 1e-5
+    assert len(taken) == RING + 3  # all steps but the first, in which kernels are checked
 
 
 def test_rows_with_scales_of_their_own_go_layer_by_layer(by_reference) -> None:
@@ -162,6 +169,81 @@ def test_no_step_is_fused_without_kernels(monkeypatch: pytest.MonkeyPatch, chose
     monkeypatch.setattr(fused_step, "backend", lambda: target)
     monkeypatch.setattr(fused_step, "FusedStep", lambda decoder: pytest.fail("a step was made"))
     assert fused_step.make_fused(load_decoder(GOLDEN / "llama")) is None
+
+
+def with_spec(**changes: Any) -> Callable[[Decoder], None]:
+    def change(decoder: Decoder) -> None:
+        decoder.blocks[1].spec = replace(decoder.blocks[1].spec, **changes)
+
+    return change
+
+
+def three_bits(decoder: Decoder) -> None:
+    rows = mx.random.normal(decoder.blocks[1].out.weight.shape)  # type: ignore[union-attr]
+    decoder.blocks[1].out = Quantized(Affine(*mx.quantize(rows, 32, 3), 32, 3))
+
+
+def an_adapter(decoder: Decoder) -> None:
+    rows = mx.random.normal(decoder.blocks[1].out.weight.shape)  # type: ignore[union-attr]
+    adapter = mx.zeros((2, rows.shape[1])), mx.zeros((rows.shape[0], 2))
+    decoder.blocks[1].out = Quantized(Affine(*mx.quantize(rows, 32, 4), 32, 4, adapter))
+
+
+def another_norm(decoder: Decoder) -> None:
+    decoder.blocks[1].ffn_norm = ReLUNorm(decoder.blocks[1].ffn_norm)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_spec(attention="sigmoid"), "sigmoid attention"),
+        (with_spec(activation="relu", relu_shift=0.5), "a shifted ReLU"),
+        (three_bits, "3-bit weights in groups of 32"),
+        (an_adapter, "weights with adapters"),
+        (another_norm, "norms of this kind"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_step_does_not_compute_is_left_to_the_layers(by_reference, caplog, change, told: str) -> None:
+    decoder = load_decoder(GOLDEN / "llama")
+    change(decoder)
+    assert decoder._fused_step() is None
+    assert f"the fused kernels do not take {told}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"head_dim": 48}, "heads of 48 features"),
+        ({"head_dim": 288}, "heads of 288 features"),
+        ({"heads": 164, "kv_heads": 1, "head_dim": 32}, "164 heads of 32 features"),
+        ({"ffn_dim": 100}, "rows of 100 weights"),
+    ],
+)
+def test_shapes_that_the_kernels_do_not_take_are_named(changes: dict[str, int], told: str) -> None:
+    config = load_decoder(GOLDEN / "llama").config
+    sound = replace(config.layers[0], head_dim=32, heads=4, kv_heads=2, ffn_dim=96)
+    check_shapes(replace(config, hidden_dim=64, layers=(sound, sound)))
+    with pytest.raises(UnsupportedModelError, match=told):
+        check_shapes(replace(config, hidden_dim=64, layers=(sound, replace(sound, **changes))))
+    with pytest.raises(UnsupportedModelError, match="rows of 72 weights"):
+        check_shapes(replace(config, hidden_dim=72, layers=(sound,)))
+
+
+def test_rows_that_were_read_between_two_steps_are_not_counted_twice(by_reference) -> None:
+    """Reading moves the ring's rows into the buffers, at an unchanged position: a conversation is saved like that."""
+    outs = []
+    for fused in (True, False):
+        decoder = load_decoder(GOLDEN / "qwen3")
+        decoder._step_made = not fused
+        cache = decoder.new_cache()
+        mx.eval(decoder.extend(mx.array([[4, 9, 2]]), cache))
+        logits = [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
+        for slot in cache.slots.values():
+            mx.eval(slot.rows.read(0))
+        logits += [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
+        outs.append(np.concatenate([x.reshape(-1) for x in logits]))
+    assert np.abs(outs[0] - outs[1]).max() < 2e-5
 
 
 def test_layers_in_several_formats_are_said_not_to_fit(by_reference, caplog: pytest.LogCaptureFixture) -> None:
