@@ -242,6 +242,7 @@ def test_rows_that_were_read_between_two_steps_are_not_counted_twice(by_referenc
         for slot in cache.slots.values():
             mx.eval(slot.rows.read(0))
         logits += [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
+        logits.append(np.array(decoder.extend(mx.array([[1, 2]]), cache)))  # by the layers, which read all rows
         outs.append(np.concatenate([x.reshape(-1) for x in logits]))
     assert np.abs(outs[0] - outs[1]).max() < 2e-5
 
