@@ -22,7 +22,7 @@ from russet.engine.prefill.identity import EQUAL, Identity, keys_values
 from russet.engine.prefill.importance import Aggregated, Scorer
 from russet.engine.prefill.own_layers import auxiliary_of
 from russet.engine.prefill.predictor import Predictor
-from russet.engine.prefill.predictor_folder import load_predictor
+from russet.engine.prefill.predictor_folder import find_predictor, load_predictor
 from russet.engine.prefill.recompute import SeenRows, common_layers, fill
 from russet.models.catalog import CATALOG
 from russet.models.decoder import Decoder
@@ -41,8 +41,8 @@ _logger = logging.getLogger("russet")
 class KVPrediction:
     """Predict the prompt's keys and values from an auxiliary model's.
 
-    `predictor` is one in memory or the folder that holds it. `auxiliary` is a decoder, or the name or folder of a
-    model; without one, the predictor says which it was trained with: layers of the base, a folder inside its own, or a
+    `predictor` is one in memory, the folder that holds it, or the name of a listed one. `auxiliary` is a decoder, or
+    the name or folder of a model; without one, the predictor says which it was trained with: layers of the base, a folder inside its own, or a
     model of the catalog. `prepare` loads it ahead of the first prompt.
 
     Where the auxiliary begins with the base's own layers, the base computes a share `keep` of the prompt's tokens
@@ -63,8 +63,8 @@ class KVPrediction:
     ) -> None:
         if not 0 <= keep <= 1:
             raise InvalidOptionError(f"keep is {keep}; it is a share of the prompt, from 0 to 1.")
-        self.folder = None if isinstance(predictor, Predictor) else Path(predictor)
-        self.predictor = predictor if isinstance(predictor, Predictor) else load_predictor(Path(predictor))
+        self.folder = None if isinstance(predictor, Predictor) else find_predictor(predictor)
+        self.predictor = predictor if isinstance(predictor, Predictor) else load_predictor(find_predictor(predictor))
         self.auxiliary = auxiliary
         self.rows = rows or prefill_chunk()
         self.keep = keep

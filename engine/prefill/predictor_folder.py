@@ -12,11 +12,13 @@ from typing import Any, get_args
 import mlx.core as mx
 import numpy as np
 
-from russet.engine.errors import CheckpointError, OutputExistsError, PredictorError
+from russet.engine.errors import CheckpointError, InvalidOptionError, OutputExistsError, PredictorError
 from russet.engine.prefill.identity import SAMPLE_TOKENS, Identity
 from russet.engine.prefill.predictor import Inputs, Predictor
 from russet.engine.storage import require_space, writing
+from russet.models.catalog import PREDICTORS
 from russet.models.safetensors_file import SafetensorsFile, open_safetensors
+from russet.models.shipped import shipped
 
 FORMAT = "russet-kv-predictor"
 VERSION = 3
@@ -35,6 +37,26 @@ MAX_SIZE = 10_000_000
 _NAME = re.compile(r"[\w-][\w.-]{0,199}")
 _SAMPLES = ("embedding", "values")
 _FLOATS = ("F32", "F16", "BF16")
+
+
+def find_predictor(name: Path | str) -> Path:
+    """The folder of a predictor, or of one that the catalog lists by this name; raises InvalidOptionError."""
+    if not isinstance(name, Path | str):
+        raise InvalidOptionError(f"The predictor is of type {type(name).__name__}; give its folder or its name.")
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return folder
+    if str(name) not in PREDICTORS:
+        raise InvalidOptionError(
+            f"There is no predictor {name}: give the folder of one, or a name such as {next(iter(PREDICTORS))}."
+        )
+    found = shipped(str(name))
+    if found is None:
+        raise InvalidOptionError(
+            f"The predictor {name} comes with a clone of the repository, which this installation is not; give the "
+            "folder of one."
+        )
+    return found
 
 
 def save_predictor(predictor: Predictor, folder: Path, packed: bool = False) -> None:

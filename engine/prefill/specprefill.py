@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -60,6 +61,11 @@ class SpecPrefill:
         if min(lookahead, pool, chunk) < 1:
             raise InvalidOptionError(
                 f"lookahead, pool and chunk are {lookahead}, {pool} and {chunk}; each must be at least 1."
+            )
+        if isinstance(draft, str) or not isinstance(draft, Decoder | Sequence | Real | None):
+            raise InvalidOptionError(
+                f"draft is of type {type(draft).__name__}; give a decoder, as in russet.load(name).decoder, a share of "
+                "the model's own layers, or a list of them."
             )
         self.keep = keep
         self.draft = DRAFT_SHARE if draft is None else draft

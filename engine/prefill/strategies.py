@@ -109,26 +109,11 @@ def _draft(draft: str | float) -> Any:
 
 def _kv_prediction(predictor: str | Path | None = None, keep: float | str | None = None) -> Prefill:
     from russet.engine.prefill.kv_prediction import KVPrediction
-    from russet.models.catalog import PREDICTORS
-    from russet.models.shipped import shipped
 
     if predictor is None:
         raise InvalidOptionError("kv-prediction needs a predictor; give the folder of one.")
     predictor, keep = _with_share(str(predictor), keep)
-    folder = Path(predictor).expanduser()
-    if not folder.exists() and str(predictor) not in PREDICTORS:
-        raise InvalidOptionError(
-            f"There is no predictor {predictor}: give the folder of one, or a name such as {next(iter(PREDICTORS))}."
-        )
-    if not folder.exists() and str(predictor) in PREDICTORS:
-        found = shipped(str(predictor))
-        if found is None:
-            raise InvalidOptionError(
-                f"The predictor {predictor} comes with a clone of the repository, which this installation is not; give "
-                "the folder of one."
-            )
-        folder = found
-    return KVPrediction(folder) if keep is None else KVPrediction(folder, keep=_share(keep, zero=True))
+    return KVPrediction(predictor) if keep is None else KVPrediction(predictor, keep=_share(keep, zero=True))
 
 
 def _with_share(text: str, keep: float | str | None) -> tuple[str, float | str | None]:

@@ -56,6 +56,11 @@ class Superposition:
             raise InvalidOptionError(f"prior_weight is {prior_weight!r}; give a finite number.")
         if positions not in get_args(Spacing):
             raise InvalidOptionError(f"positions is {positions!r}; it must be one of {', '.join(get_args(Spacing))}.")
+        if documents is not None and not isinstance(documents, DocumentCache):
+            raise InvalidOptionError(
+                f"documents is of type {type(documents).__name__}; give a russet.DocumentCache, and the documents "
+                "themselves with the prompt."
+            )
         self.keep = keep
         self.prior_weight = prior_weight
         self.spacing: Spacing = positions

@@ -280,6 +280,13 @@ def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
         SpecPrefill(**settings)
 
 
+@pytest.mark.parametrize("draft", ["smollm2-135m", {1}])
+def test_what_cannot_draft_is_refused(tiny_model: Any, draft: Any) -> None:
+    for wrong in (draft, tiny_model):
+        with pytest.raises(InvalidOptionError, match=r"^draft is of type .*; give a decoder, as in russet\.load"):
+            SpecPrefill(draft=wrong)
+
+
 def test_a_reply_says_what_was_computed(tiny_model: Any) -> None:
     prompt = "What is this? " * 20
     done = tiny_model.generate(prompt, prefill=russet.SpecPrefill(keep=0.3), max_tokens=4)

@@ -112,6 +112,9 @@ def test_a_predictor_of_the_repository_has_a_name(tmp_path: Path, monkeypatch: p
     save_predictor(Predictor.identity(load_decoder(GOLDEN / "llama", "float32")), tmp_path / "half")
     strategy = parse("kv-prediction", predictor="half")
     assert isinstance(strategy, KVPrediction) and strategy.folder == tmp_path / "half"
+    assert KVPrediction("half").folder == tmp_path / "half"
+    with pytest.raises(InvalidOptionError, match="The predictor is of type NoneType; give its folder or its name"):
+        KVPrediction(None)  # type: ignore[arg-type]
     strategy = parse("kv-prediction:half@0.15")
     assert isinstance(strategy, KVPrediction) and (strategy.folder, strategy.keep) == (tmp_path / "half", 0.15)
     with pytest.raises(InvalidOptionError, match=r"'half@0\.15' names its keep already, but 0\.3 was given too"):

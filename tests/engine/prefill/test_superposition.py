@@ -252,7 +252,13 @@ def test_falling_back_on_a_prompt_that_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"keep": 0}, {"keep": 1.5}, {"keep": True}, {"positions": "right"}, {"prior_weight": float("nan")}]
+    "settings",
+    [
+        *({"keep": keep} for keep in (0, 1.5, True)),
+        {"positions": "right"},
+        {"prior_weight": float("nan")},
+        {"documents": ["a text"]},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(InvalidOptionError, match=next(iter(settings))):
