@@ -42,8 +42,8 @@ class KVPrediction:
     """Predict the prompt's keys and values from an auxiliary model's.
 
     `predictor` is one in memory, the folder that holds it, or the name of a listed one. `auxiliary` is a decoder, or
-    the name or folder of a model; without one, the predictor says which it was trained with: layers of the base, a folder inside its own, or a
-    model of the catalog. `prepare` loads it ahead of the first prompt.
+    the name or folder of a model; without one, the predictor says which it was trained with: layers of the base, a
+    folder inside its own, or a model of the catalog. `prepare` loads it ahead of the first prompt.
 
     Where the auxiliary begins with the base's own layers, the base computes a share `keep` of the prompt's tokens
     itself, those that `scorer` ranks highest; 0 is the paper's method, which computes the last token only. `rows`
