@@ -9,7 +9,7 @@ gain         [K] the norm's weight, in the type of the weights or of their scale
 w            rows as in packed.py: [2 F, K], gate rows first; and [F, D], down rows by neuron, the transpose of what
              checkpoints hold, so that groups run along the outputs. K and D are multiples of 64, F is 8 at least
 settings     [8] float32: the norm's epsilon, the threshold, zeros
-a, y         [R, F] and [R, D], or [F] and [D], in x's type
+a, y         [R, F] and [R, D], or [F] and [D], in x's type; a starts on such a boundary too
 
 An up row is read only if some row of x makes its neuron active, and so is a down row: the rows of a step share the
 active neurons (aggregated sparsity, Mirzadeh et al. 2023, arXiv 2310.04564). Nothing is predicted: the gate is dense,
