@@ -41,8 +41,8 @@ inline void tile_load(tile_x<T>& tile, const T* x, uint apart, uint k, uint rows
   tile_of(tile, low, high);
 }
 
-// The 128 bytes of each of 4 lanes under 4 words. Read by every lane for itself they are in 32 lines of the cache at a
-// time, and the first products wait for them; so the four lanes read from one line together, and change places after that.
+// The 128 bytes of each of 4 lanes under 4 words. Read by every lane for itself those of 8 rows are in 32 lines of the cache
+// at a time; so the four lanes read from one line together, and change places after that.
 template <typename T, int ROWS, int MATRICES>
 inline void tile_load_spread(tile_x<T>* tiles, const T* x, uint k, uint rows, uint first, uint lane) {
   const uint column = first + (lane >> 2), word = lane & 3u;
@@ -76,7 +76,7 @@ inline void tile_load_spread(tile_x<T>* tiles, const T* x, uint k, uint rows, ui
 
 template <typename T, int ROWS, int PARTS, int RUN, int MATRICES>
 inline void tile_load_run(tile_x<T>* tiles, const T* x, uint k, uint rows, uint first, uint lane) {
-  if constexpr (RUN == 4 && PARTS == 1 && ROWS > 1 && MATRICES == 1) {
+  if constexpr (RUN == 4 && PARTS == 1 && ROWS >= 8) {
     tile_load_spread<T, ROWS, MATRICES>(tiles, x, k, rows, first, lane);
   } else {
 #pragma unroll
