@@ -45,10 +45,11 @@ def _check_rope(rope: Rope, head_dim: int) -> None:
         )
     _number("rope theta", rope.theta, 1, _LARGEST_THETA)
     if rope.scaling is not None:
-        _number("rope scaling factor", rope.scaling.factor, 0, _LARGEST_FACTOR)
+        for name in ("factor", "beta_fast", "beta_slow", "attention_factor"):
+            _number(f"rope scaling {name}", getattr(rope.scaling, name), 0, _LARGEST_FACTOR)
         _whole("original context length", rope.scaling.original_length)
         low, high = rope.scaling.low_freq_factor, rope.scaling.high_freq_factor
-        if rope.scaling.kind == "llama3" and not low < high < math.inf:
+        if rope.scaling.kind == "llama3" and not low < high <= _LARGEST_FACTOR:
             raise UnsupportedModelError(
                 f"config.json has low_freq_factor {low} and high_freq_factor {high}; the first must be the smaller one."
             )
