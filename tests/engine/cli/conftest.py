@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -50,8 +51,12 @@ def cli(loaded: list) -> Callable[..., click.testing.Result]:
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `russet` on the fake model as a process of its own."""
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `russet` on the fake model as a process of its own.
+
+    A shell starts what runs in its background with Ctrl-C ignored, and that is handed on: tests of it start anew.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def popen(*arguments: str, **options: object) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -59,4 +64,5 @@ def start() -> Callable[..., subprocess.Popen[str]]:
         command = [sys.executable, str(FAKES), *arguments]
         return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})
 
-    return popen
+    yield popen
+    signal.signal(signal.SIGINT, before)
