@@ -14,6 +14,7 @@ from mlx_lm.utils import load_model
 from russet.engine.blas import use_fast_blas
 from russet.engine.device import on_gpu
 from russet.engine.errors import UnsupportedModelError, WeightsError
+from russet.models.families.base import layer_count
 from russet.models.loading import DTYPES
 from russet.models.runtimes.base import ForeignDecoder
 from russet.models.weights import check_shards
@@ -62,7 +63,10 @@ class MlxLmDecoder(ForeignDecoder):
         return MlxLmCache(make_prompt_cache(self.model))
 
     def extend(self, tokens: mx.array, cache: MlxLmCache, logits: int = 1) -> mx.array | None:
-        out = self.model(tokens, cache=cache.caches)
+        try:
+            out = self.model(tokens, cache=cache.caches)
+        except Exception as error:  # what a configuration breaks in a foreign program, nobody can list
+            raise WeightsError(f"mlx-lm could not run this model ({_reason(error)}); check its config.json.") from None
         cache.next_position += tokens.shape[1]
         return out[:, -logits:] if logits else None
 
@@ -74,12 +78,31 @@ def load_foreign(folder: Path, config: dict[str, Any], dtype: str | None) -> Mlx
         raise UnsupportedModelError(f"config.json has model_type {name!r}, which neither Russet nor mlx-lm implements.")
     check_shards(folder)
     use_fast_blas()
+    if isinstance(config.get("num_hidden_layers"), int):
+        layer_count(config, "num_hidden_layers")
+    text = config.get("text_config")
+    of_text = text.get("max_position_embeddings") if isinstance(text, dict) else None
+    positions = config.get("max_position_embeddings") or of_text or 4096
+    if not isinstance(positions, int) or isinstance(positions, bool) or positions < 1:
+        raise UnsupportedModelError(
+            f"config.json has max_position_embeddings = {positions!r}; a whole number above zero is expected."
+        )
     try:
         model, _ = load_model(folder, lazy=False)
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"mlx-lm could not load {folder} as {name} ({error}).") from None
+    except Exception as error:
+        raise WeightsError(
+            f"mlx-lm could not load {folder} as {name} ({_reason(error)}); check its config.json, or fetch it again."
+        ) from None
     if dtype or not on_gpu():
         model.set_dtype(DTYPES[dtype or "float32"])
     logger.warning("%s runs through mlx-lm: exact prefill only, none of Russet's own techniques", name)
-    text = config.get("text_config") or {}
-    return MlxLmDecoder(model, config.get("max_position_embeddings") or text.get("max_position_embeddings") or 4096)
+    return MlxLmDecoder(model, positions)
+
+
+def _reason(error: Exception) -> str:
+    """One line of bounded length, of errors that list every parameter of a model."""
+    text = " ".join(str(error).split()).rstrip(".:") or type(error).__name__
+    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
+
+
+_MOST_QUOTED = 120

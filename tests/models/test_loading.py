@@ -239,6 +239,32 @@ def test_an_unknown_architecture_and_a_missing_mlx_lm(folder: Path, monkeypatch:
     assert "russet[mlx-lm]" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_hidden_layers": 1}, "WeightsError: mlx-lm could not load "),
+        (
+            {"num_hidden_layers": 10**12},
+            "UnsupportedModelError: config.json has num_hidden_layers = 1000000000000; at most",
+        ),
+        ({"intermediate_size": 0}, "WeightsError: mlx-lm could not load "),
+        ({"rope_scaling": "x"}, "WeightsError: mlx-lm could not load "),
+        ({"vocab_size": -1}, "WeightsError: mlx-lm could not load "),
+        ({"max_position_embeddings": "x"}, "UnsupportedModelError: config.json has max_position_embeddings = 'x'"),
+    ],
+)
+def test_foreign_configurations_that_cannot_be_are_one_sentence(foreign: Path, change: dict, told: str) -> None:
+    edit_config(foreign, **change)
+    message = refused(foreign)
+    assert message.startswith(told) and len(message) < 400
+
+
+def test_a_foreign_model_that_does_not_run_is_one_sentence(foreign: Path) -> None:
+    edit_config(foreign, rope_theta="x")
+    with pytest.raises(WeightsError, match=r"^mlx-lm could not run this model \(.*\); check its config\.json\.$"):
+        russet.load(foreign).generate("x", max_tokens=2)
+
+
 def test_foreign_weights_that_do_not_fit(foreign: Path) -> None:
     edit_config(foreign, hidden_size=64)
     assert refused(foreign).startswith(WeightsError.__name__)
