@@ -7,6 +7,7 @@ row can only be skipped if it is stored in one piece. Dense ones are turned when
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import mlx.core as mx
 
 from russet.converters.thresholds import calibrate
 from russet.converters.writer import refuse_existing, staged_folder
-from russet.engine.errors import InvalidOptionError
+from russet.engine.errors import InvalidOptionError, WeightsError
 from russet.engine.storage import writing
 from russet.engine.tokenizer import load_tokenizer
 from russet.kernels.base import relative_error
@@ -27,7 +28,7 @@ from russet.models.families import family_of, read_decoder
 from russet.models.loading import load_decoder
 from russet.models.shards import shards
 from russet.models.sparsity import DOWN_KEY, NEURON_MAJOR, THRESHOLDS_KEY, read_sparsity
-from russet.models.weights import BALANCED
+from russet.models.weights import BALANCED, Weights
 
 DEFAULT_TOKENS = 4096
 
@@ -70,7 +71,10 @@ def sparsify(
             "keep it as it is."
         )
     names = family_of(config).names(decoder)
-    down = [names[f"layers.{i}.down"] for i in range(len(decoder.layers))]
+    roles = [f"layers.{i}.down" for i in range(len(decoder.layers))]
+    weights = Weights(src, config, names, decoder)
+    for role in roles:
+        weights.weight(role, weights.dtype, expand=False)  # looked at, and not read: what is not sound is refused here
     thresholds: list[float] = []
     ids: list[int] = []
     if sparsity is not None:
@@ -79,7 +83,7 @@ def sparsify(
         config[THRESHOLDS_KEY] = thresholds
     stored = read_sparsity(config, len(decoder.layers)).neuron_major
     with staged_folder(dst, sum(file.stat().st_size for file in src.iterdir() if file.is_file())) as folder:
-        errors = [] if stored else _write_weights(src, folder, down, config)
+        errors = [] if stored else _write_weights(src, folder, [names[role] for role in roles], config)
         if errors:
             config[DOWN_KEY] = NEURON_MAJOR
         _copy_rest(src, folder)
@@ -129,7 +133,10 @@ def _turn(tensors: dict[str, mx.array], name: str, quantization: Mapping[str, An
     weight, scales, biases = mx.quantize(mx.contiguous(dense), layout["group_size"], layout["bits"])
     tensors.update(zip(keys, (weight, scales, biases), strict=True))
     back = mx.dequantize(weight, scales, biases, layout["group_size"], layout["bits"])
-    return relative_error(back, dense)
+    error = relative_error(back, dense)
+    if not math.isfinite(error):
+        raise WeightsError(f"{name} holds values that are not finite; the model is damaged, fetch or convert it anew.")
+    return error
 
 
 def _copy_rest(src: Path, folder: Path) -> None:

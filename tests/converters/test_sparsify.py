@@ -133,6 +133,29 @@ def test_projections_that_are_not_alike_are_refused(packed_relu, tmp_path):
     assert not (tmp_path / "sparse").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("scales", lambda array: array[:, :1]),
+        ("scales", lambda array: array * math.nan),
+        ("weight", lambda array: array[:10]),
+        ("weight", lambda array: array.astype(mx.float32)),
+        ("biases", None),
+    ],
+)
+def test_damaged_projections_are_refused(packed_relu, tmp_path, part, change):
+    tensors = mx.load(str(packed_relu / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    array = tensors.pop(f"model.layers.1.mlp.down_proj.{part}")
+    mx.eval(tensors)
+    if change:
+        tensors[f"model.layers.1.mlp.down_proj.{part}"] = change(array)
+    mx.save_safetensors(str(packed_relu / "model.safetensors"), tensors)
+    with pytest.raises(WeightsError, match=r"down_proj"):
+        sparsify(packed_relu, tmp_path / "sparse")
+    assert not (tmp_path / "sparse").exists()
+
+
 def test_outputs_that_make_no_groups_are_refused():
     """64 outputs make no group of the 128 that inputs are packed in."""
     packed = mx.quantize(mx.ones((64, 256)), 128, 4)
