@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,21 @@ def read_report_file(path: Path, schema: str, build: Callable[[dict[str, Any]], 
     raw = read_object(path)
     if raw.get("schema") != schema:
         raise BenchmarkDataError(f"{path} has the schema {raw.get('schema')!r}; a file with {schema!r} is expected.")
-    try:
+    with whole_reports(path):
         return build(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BenchmarkDataError(f"{path} is not a whole report ({error!r}); measure again.") from error
+
+
+@contextmanager
+def whole_reports(*paths: Path) -> Iterator[None]:
+    """Read or show reports: what a value of another kind than was written leads to becomes BenchmarkDataError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        found, reason = " or ".join(map(str, paths)), repr(error)[:_MOST_QUOTED]
+        raise BenchmarkDataError(f"{found} is not a whole report ({reason}); measure again.") from error
+
+
+_MOST_QUOTED = 120
 
 
 def read_object(path: Path) -> dict[str, Any]:

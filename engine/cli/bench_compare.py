@@ -24,14 +24,17 @@ def compare(a: Path, b: Path, across_machines: bool, json_file: str | None) -> N
     check_writable(json_file)
     from russet.bench import compare as comparison
     from russet.bench import drawing
+    from russet.bench.report_file import whole_reports
     from russet.bench.ttft_report import read_report
 
-    first, second = read_report(a), read_report(b)
-    if not across_machines:
-        comparison.check_machines(first, second)
-    found = comparison.compare_reports(first, second)
+    with whole_reports(a, b):
+        first, second = read_report(a), read_report(b)
+        if not across_machines:
+            comparison.check_machines(first, second)
+        found = comparison.compare_reports(first, second)
+        lines, raw = comparison.notes(first, second, found), comparison.to_dict(first, second, found)
+        table = comparison.table(found)
     if json_file != "-":
-        lines = comparison.notes(first, second, found)
-        drawing.show([comparison.table(found)], lines, terminal=sys.stdout.isatty())
+        drawing.show([table], lines, terminal=sys.stdout.isatty())
     if json_file is not None:
-        write_json(comparison.to_dict(first, second, found), json_file)
+        write_json(raw, json_file)

@@ -68,8 +68,10 @@ def prefill(sources: tuple[Path, ...], gate: bool, record: bool, shape: str | No
     if sources:
         from russet.bench.prefill_join import joined
         from russet.bench.prefill_report import read_report
+        from russet.bench.report_file import whole_reports
 
-        _publish(joined([read_report(source) for source in sources]), options["json_file"], options["plot"])
+        with whole_reports(*sources):
+            _publish(joined([read_report(source) for source in sources]), options["json_file"], options["plot"])
     elif gate:
         check_gate(record, **options)
     elif shape:

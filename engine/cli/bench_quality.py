@@ -51,8 +51,10 @@ def quality(source: Path | None, json_file: str | None, data: Path | None, **opt
     check_writable(json_file)
     if source is not None:
         from russet.bench.quality_report import read_quality
+        from russet.bench.report_file import whole_reports
 
-        _publish(read_quality(source), json_file)
+        with whole_reports(source):
+            _publish(read_quality(source), json_file)
     elif data is not None:
         _measure(data, json_file, **options)
 

@@ -61,9 +61,11 @@ def ttft(source: str | None, **options: Any) -> None:
         raise click.UsageError("--quality belongs to --plot.")
     scores = _check_outputs(**options)
     if source is not None:
+        from russet.bench.report_file import whole_reports
         from russet.bench.ttft_report import read_report
 
-        _publish(read_report(Path(source)), scores, options)
+        with whole_reports(Path(source)):
+            _publish(read_report(Path(source)), scores, options)
         return
     plan = _plan(**options)
     for peer in plan.peers:
