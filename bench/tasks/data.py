@@ -10,12 +10,12 @@ from russet.engine.errors import BenchmarkDataError
 
 
 def read_text(folder: Path, name: str) -> str:
-    """A text file of the data folder."""
+    """A text file of the data folder, which is not blank."""
     if not folder.is_dir():
         raise BenchmarkDataError(f"{folder} is not a folder; name the one that holds the evaluation data.")
     path = folder / name
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BenchmarkDataError(
             f"{folder} has no {name}; put the file there (docs/benchmarks.md says where it comes from) or leave its "
@@ -23,6 +23,9 @@ def read_text(folder: Path, name: str) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BenchmarkDataError(f"{path} is not readable UTF-8 text ({error}); fetch it again.") from error
+    if not text.strip():
+        raise BenchmarkDataError(f"{path} holds no text; fetch it again.")
+    return text
 
 
 def read_rows(folder: Path, name: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -39,8 +42,6 @@ def read_rows(folder: Path, name: str, fields: tuple[str, ...]) -> list[dict[str
         if missing:
             raise damaged(folder / name, number, f"has no {missing[0]!r}")
         rows.append(row)
-    if not rows:
-        raise BenchmarkDataError(f"{folder / name} holds no rows; fetch it again.")
     return rows
 
 

@@ -70,7 +70,7 @@ class Corpus:
         self.train = Windows(shards, length, dtype)
         self.held_out = Windows(held_out, length, dtype)
         if not len(self.train):
-            raise TrainingDataError(f"{folder} holds less than one window of {length + 1} tokens; give more text.")
+            raise TrainingDataError(f"The text is shorter than a window of {length + 1} tokens; give more of it.")
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The batch of a step: each epoch goes through all windows once, in an order that seed and epoch decide."""

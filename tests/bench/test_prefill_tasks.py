@@ -8,6 +8,7 @@ import pytest
 
 from russet.bench.tasks import parse_task
 from russet.bench.tasks.base import Example
+from russet.bench.tasks.data import read_text
 from russet.bench.tasks.needle import running
 from russet.bench.tasks.scores import contains_answer, normalise, rouge1
 from russet.engine.errors import BenchmarkDataError, InvalidOptionError
@@ -143,11 +144,14 @@ def test_missing_and_damaged_data_are_told_in_one_sentence(tmp_path: Path) -> No
         ('{"query": "x"}', "Line 1 .* has no 'answers'"),
         ("[1]", "Line 1 .* has no 'query'"),
         ('\n{"query": "no mark", "answers": []}', "has no question in its query"),
-        ("\n", "holds no rows"),
+        ("\n", "holds no text"),
     ]:
         (tmp_path / "squad.jsonl").write_text(content)
         with pytest.raises(BenchmarkDataError, match=words):
             examples("squad", tmp_path)
+    (tmp_path / "wikitext2_valid.txt").write_text(" \n")
+    with pytest.raises(BenchmarkDataError, match=r"wikitext2_valid\.txt holds no text"):
+        read_text(tmp_path, "wikitext2_valid.txt")
     row = {"question": "q", "answers": ["a"], "ctxs": [{"title": "t", "text": "x"}]}
     write_rows(tmp_path, "nq_open_oracle.jsonl", [row])
     with pytest.raises(BenchmarkDataError, match=r"Line 1 .* has no gold passage"):

@@ -73,7 +73,7 @@ def test_ids_that_the_model_has_not_are_refused(data: Path) -> None:
 
 
 def test_too_little_text_is_refused(data: Path, vocab_size: int) -> None:
-    with pytest.raises(TrainingDataError, match="less than one window of 5001"):
+    with pytest.raises(TrainingDataError, match="shorter than a window of 5001"):
         Corpus(data, 5000, vocab_size)
 
 
