@@ -165,12 +165,13 @@ def test_nothing_waits_for_a_ranking_where_one_pass_takes_all(
     assert greedy(decoder, one, cache, 6) == greedy(decoder, many, parts, 6)
 
 
-def test_later_layers_take_no_more_memory_than_their_rows() -> None:
+@pytest.mark.parametrize(("reply", "capacities"), [(8, [1280, 256, 256]), (300, [1536, 768, 768])])
+def test_later_layers_take_no_more_memory_than_their_rows(reply: int, capacities: list[int]) -> None:
     decoder, length = decoder_of("llama"), 1000
     cache = decoder.new_cache()
-    cache.reserve(length + 8)
+    cache.reserve(length + reply)
     LazyLLM(schedule=Staged({0.5: 0.2}))(decoder, prompt_of(decoder, length), cache)
-    assert [slot.rows.buffers[0].shape[2] for slot in cache.slots.values()] == [1280, 256, 256]
+    assert [slot.rows.buffers[0].shape[2] for slot in cache.slots.values()] == capacities
 
 
 def test_a_stage_equals_one_masked_pass() -> None:
