@@ -13,6 +13,7 @@ import mlx.core as mx
 from russet.bench.peers import MlxLm
 from russet.bench.shape_configs import SHAPES
 from russet.engine.api import Model
+from russet.engine.blas import use_fast_blas
 from russet.engine.device import on_gpu
 from russet.models.config import DecoderConfig
 from russet.models.decoder import Decoder
@@ -92,6 +93,7 @@ def default_dtype() -> mx.Dtype:
 
 def random_model(name: str, bits: int, dtype: mx.Dtype | None = None) -> ShapeModel:
     """Russet's decoder of a shape."""
+    use_fast_blas()
     dtype = dtype or default_dtype()
     mx.random.seed(0)
     raw = SHAPES[name]

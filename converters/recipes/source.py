@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from russet.engine.blas import use_fast_blas
 from russet.engine.errors import CheckpointError, InvalidOptionError, UnsupportedModelError
 from russet.models.config import DecoderConfig
 from russet.models.config_file import read_config
@@ -37,6 +38,7 @@ def open_source(folder: Path) -> Source:
 
     Raises UnsupportedModelError for what cannot be differentiated, and what loading a model raises.
     """
+    use_fast_blas()
     raw = read_config(folder)
     config = read_decoder(raw)
     if config.quantized_kv:

@@ -16,7 +16,6 @@ import mlx.core as mx
 import numpy as np
 
 from russet.converters.recipes.source import Source
-from russet.engine.blas import use_fast_blas
 from russet.engine.cache import KVCache
 from russet.engine.device import on_gpu
 from russet.engine.sampling import min_p
@@ -53,7 +52,6 @@ class Plan:
 
 def lockstep_decoder(source: Source, dtype: mx.Dtype) -> Decoder:
     """The model with dense weights, each key head's rows read once for all its query heads."""
-    use_fast_blas()
     decoder = Builder(source.config, ArrayWeights(source.weights), dtype, expand=True).build()
     for block in decoder.blocks:
         block.attend = attention(block.spec, gpu=False)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,18 @@ def test_without_a_compiler_one_row_products_stay_with_gemm(tmp_path):
 def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path):
     report(CC="false", RUSSET_CACHE=str(tmp_path), matvec_forwarded=False)
     assert list((tmp_path / "compiled").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "from russet.models.loading import load_decoder; load_decoder(Path(sys.argv[1]))",
+        "from russet.converters.recipes.source import open_source; open_source(Path(sys.argv[1]))",
+        "from russet.bench.shapes import random_model; random_model('smollm2-135m', 4)",
+    ],
+    ids=["loading", "a recipe's source", "a shape"],
+)
+def test_whatever_computes_has_asked_for_it(way: str, tiny_folder: Path):
+    script = f"import sys; from pathlib import Path; {way}; from russet.engine.blas import use_fast_blas as u\n"
+    command = [sys.executable, "-c", script + "print(u.cache_info().currsize)", str(tiny_folder)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
