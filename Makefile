@@ -34,7 +34,7 @@ test: $(VENV)/.test
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 bench: $(VENV)/.test
 	$(VENV)/bin/russet bench ttft -m "$(MODEL)" --prompt-lengths 128,512 --peer mlx-lm $(ARGS)

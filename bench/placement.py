@@ -54,6 +54,6 @@ def _of_function(package: str, name: str, plan: Any, operations: list[Any]) -> P
         device = type(usage.preferred_compute_device).__name__
         counts[DEVICES.get(device, device)] += 1
         cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
-        costs[DEVICES.get(device, device)] += 0.0 if cost is None else cost.weight
+        costs[DEVICES.get(device, device)] += 0.0 if cost is None else cost.weight  # pyright: ignore[reportArgumentType]
     total = sum(costs.values()) or 1.0
     return Placement(package, name, dict(counts), {device: cost / total for device, cost in costs.items()})

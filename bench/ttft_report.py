@@ -188,7 +188,7 @@ class TtftReport:
         """The report that `to_dict` was called on; summaries are made from the runs anew."""
         models = [ModelResult.from_dict(model) for model in raw["models"]]
         stamps = ("environment", "settings", "started", "ended", "load_average_at_end", "interrupted")
-        return cls(*(raw[key] for key in stamps), models)
+        return cls(*(raw[key] for key in stamps), models)  # pyright: ignore[reportCallIssue]
 
 
 def summaries(runs: list[Run]) -> dict[str, Summary]:

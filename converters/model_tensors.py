@@ -71,7 +71,7 @@ class ModelTensors:
             return self._read(role, keep=role == "embed" and self.config.tied_head)
         whole, start, end = part
         value = self._read(whole, keep=True)
-        return value[start:end] if hasattr(value, "shape") else _rows(value, start, end)
+        return value[start:end] if hasattr(value, "shape") else _rows(value, start, end)  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
     def stored_layout(self, role: str) -> tuple[int | None, int]:
         """Bits and group size (0: a whole row) of a packed weight, or (None, 0) for a dense one; nothing is read."""

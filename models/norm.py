@@ -51,7 +51,7 @@ def _trained(eps: float) -> Callable[[mx.array, mx.array], mx.array]:
         products = (cotangent * plain).reshape(-1, x.shape[-1])
         return by_x, (mx.ones((1, products.shape[0]), products.dtype) @ products).reshape(-1)
 
-    return norm
+    return norm  # pyright: ignore[reportReturnType]
 
 
 class ReLUNorm:

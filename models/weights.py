@@ -129,7 +129,7 @@ class Weights:
                 "as its config.json says."
             )
         arrays = [self._take(array) for array in (weight, scales.astype(dtype), biases.astype(dtype))]
-        return Affine(*arrays, group_size, bits, self._adapter(name, shape, dtype))
+        return Affine(*arrays, group_size, bits, self._adapter(name, shape, dtype))  # pyright: ignore[reportCallIssue]
 
     def _adapter(self, name: str, shape: Shape, dtype: mx.Dtype) -> tuple[mx.array, mx.array] | None:
         """The low-rank correction `<name>.lora_a` [rank, in] and `<name>.lora_b` [out, rank], where there is one."""

@@ -76,4 +76,4 @@ def _integers(integers: np.ndarray, bits: int, kind: Any) -> Any:
     packed = np.zeros(len(flat), dtype=np.uint8)
     for place in range(flat.shape[1]):
         packed |= flat[:, place] << (place * bits)
-    return DenseResourceElementsAttr.get_from_buffer(packed, "packed", RankedTensorType.get(integers.shape, kind))
+    return DenseResourceElementsAttr.get_from_buffer(packed, "packed", RankedTensorType.get(integers.shape, kind))  # pyright: ignore[reportArgumentType]

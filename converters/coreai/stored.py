@@ -63,7 +63,7 @@ def joined(parts: list[Stored]) -> Stored | None:
     if dense or not alike:
         return None
     fields = ([getattr(part, name) for part in packed] for name in ("integers", "scales", "biases"))
-    return Packed(*(np.concatenate(arrays) for arrays in fields), packed[0].bits)
+    return Packed(*(np.concatenate(arrays) for arrays in fields), packed[0].bits)  # pyright: ignore[reportCallIssue]
 
 
 def outputs(part: Stored) -> int:

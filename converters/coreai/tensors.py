@@ -29,7 +29,7 @@ class Fan:
     def __call__(self, x: Value) -> list[Value]:
         if len(self.matrices) > 1 or len(self.ends) == 1:
             return [matrix(x) for matrix in self.matrices]
-        y = self.matrices[0](x)
+        y = self.matrices[0](x)  # pyright: ignore[reportGeneralTypeIssues]
         return [ops.part(y, 2, start, end) for start, end in zip((0, *self.ends), self.ends, strict=False)]
 
 

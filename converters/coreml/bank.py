@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
+from russet.converters.coreml.builder import mb
 from russet.converters.coreml.plan import KEPT
 from russet.converters.coreml.weights import Stored, encode
 

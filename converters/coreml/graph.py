@@ -15,11 +15,11 @@ from typing import Any
 
 import coremltools as ct
 import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, get_new_symbol, types
 from coremltools.converters.mil.mil.program import Placeholder, StateTensorPlaceholder
 
 from russet.converters.coreml.bank import Bank, Var
+from russet.converters.coreml.builder import mb
 from russet.converters.coreml.layers import Block, State, residual_scale, rms_norm
 from russet.converters.coreml.plan import Part, Plan
 from russet.converters.coreml.rows import Rows, ints
@@ -77,7 +77,7 @@ class Graph:
             self._finish(function, self._layers(self._entry(function), rows, self._state(function), None))
         length, queries, total = (ct.RangeDim(1, context, default=1) for _ in range(3))
         function.set_input_types(
-            (
+            (  # pyright: ignore[reportArgumentType]
                 ct.TensorType(TOKENS, (1, length), dtype=np.int32),
                 ct.TensorType(MASK, (1, 1, queries, total), dtype=np.float16),
             )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
 
 from russet.converters.coreml.bank import Bank, Var
+from russet.converters.coreml.builder import mb
 from russet.converters.coreml.rotation import head_order, row_order
 from russet.converters.coreml.rows import Rows, ints, tiled
 from russet.models.config import DecoderConfig, LayerSpec

@@ -90,7 +90,7 @@ def _spec(program: Program, plan: Plan, weights: Path) -> Any:
     """The protobuf message; the weights go into a file of the folder `weights`."""
     # Passes that rewrite the graph would undo its orders of operations, and cost most of the time.
     pipeline = ct.PassPipeline.EMPTY
-    pipeline.append_pass("common::dead_code_elimination")
+    pipeline.append_pass("common::dead_code_elimination")  # pyright: ignore[reportAttributeAccessIssue]
     # Its progress bars count passes, of which there are none worth watching.
     with warnings.catch_warnings(), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
 
 from russet.converters.coreml.bank import Bank, Var
+from russet.converters.coreml.builder import mb
 from russet.models.config import LayerSpec, Rope
 from russet.models.rope import Rotary
 

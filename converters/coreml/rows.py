@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
 
 from russet.converters.coreml.bank import Bank, Var
+from russet.converters.coreml.builder import mb
 from russet.converters.coreml.rotation import Rotation
 from russet.models.config import DecoderConfig, Rope
 

@@ -50,7 +50,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> State:
     arrays, metadata = mx.load(str(path), return_metadata=True)
     assert isinstance(arrays, dict)
     try:
-        step, known = int(metadata["step"]), json.loads(metadata["identity"])
+        step, known = int(metadata["step"]), json.loads(metadata["identity"])  # pyright: ignore[reportArgumentType]
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint of a recipe; delete its folder and start again.") from error
     _refuse_other(path, known, json.loads(json.dumps(identity)))

@@ -59,7 +59,7 @@ class SequenceRows:
         if self.window is None or queries <= self.window:
             return *self.rows, "causal"
         apart = np.arange(queries)[:, None] - np.arange(queries)[None, :]
-        return *self.rows, mx.array((apart >= 0) & (apart < self.window))
+        return *self.rows, mx.array((apart >= 0) & (apart < self.window))  # pyright: ignore[reportArgumentType]
 
 
 def hidden_rows(

@@ -74,7 +74,7 @@ class MixedRows(SequenceRows):
 
     def read(self, positions: Positions, queries: int) -> tuple[mx.array, mx.array, Mask]:
         assert self.rows is not None and self.given is not None
-        keys, values = (mx.concatenate(pair, axis=2) for pair in zip(self.given, self.rows, strict=True))
+        keys, values = (mx.concatenate(pair, axis=2) for pair in zip(self.given, self.rows, strict=True))  # pyright: ignore[reportArgumentType]
         seen = mx.tril(mx.ones((queries, queries), dtype=mx.bool_))
         return keys, values, mx.concatenate([seen & ~self.own, seen & self.own], axis=-1)
 

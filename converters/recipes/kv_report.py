@@ -36,7 +36,7 @@ def predictor_report(
             found = flat_heads(recipe.map_rows(params, int(layer), part, auxiliary[source])).astype(mx.float32)
             true = flat(base[int(layer)], part).astype(mx.float32)
             spread = mx.square(true - true.mean(axis=(0, 1))).sum()
-            explained[name].append((1 - mx.square(found - true).sum() / spread).item())
+            explained[name].append((1 - mx.square(found - true).sum() / spread).item())  # pyright: ignore[reportArgumentType]
         progress()
     maps = sum(params[name].size for name in mapped)
     start = recipe.start()

@@ -84,7 +84,7 @@ class QAT2(Recipe):
         return {
             "bits_per_body_weight": self.rounding.bits_per_weight(params),
             "codes_changed": self.rounding.changed(params, self.unrounded()),
-            "clipping": {"least": min(factors), "mean": sum(factors) / len(factors), "most": max(factors)},
+            "clipping": {"least": min(factors), "mean": sum(factors) / len(factors), "most": max(factors)},  # pyright: ignore[reportArgumentType]
             **self._compared(params, batches, progress),
         }
 

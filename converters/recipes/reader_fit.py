@@ -166,9 +166,9 @@ def _turned(spec: LayerSpec, rows: mx.array, keys: np.ndarray | None) -> mx.arra
         return rows
     a, b, rest = _pairs(spec, rows.transpose(0, 2, 1))
     pairs = spec.rope.dims // 2
-    real, imaginary = (mx.array(part.astype(np.float32)) for part in (keys[:pairs].real, keys[:pairs].imag))
+    real, imaginary = (mx.array(part.astype(np.float32)) for part in (keys[:pairs].real, keys[:pairs].imag))  # pyright: ignore[reportAttributeAccessIssue]
     first, second = real * a + imaginary * b, real * b - imaginary * a
-    rest = rest * mx.array(keys[pairs:].real.astype(np.float32))
+    rest = rest * mx.array(keys[pairs:].real.astype(np.float32))  # pyright: ignore[reportAttributeAccessIssue]
     if spec.rope.interleaved:
         turned = mx.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
     else:

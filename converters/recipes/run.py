@@ -157,7 +157,7 @@ class Run:
             "data": corpus.fingerprint(),
             "dtype": str(recipe.dtype),
             "device": str(mx.default_device()),
-            "mlx": mx.__version__,
+            "mlx": mx.__version__,  # pyright: ignore[reportAttributeAccessIssue]
         }
 
     def _state(self, corpus: Corpus) -> tuple[State, Curve]:

@@ -53,8 +53,8 @@ def measure_sparsity(decoder: Decoder, batches: Sequence[Batch], progress: Calla
     down, aggregated = windows[:, 0].tolist(), windows.mean(0).tolist()
     assert isinstance(gate_up, list) and isinstance(down, list) and isinstance(aggregated, list)
     return {
-        "gate_up": sum(gate_up) / len(gate_up),
-        "down": sum(down) / len(down),
+        "gate_up": sum(gate_up) / len(gate_up),  # pyright: ignore[reportArgumentType, reportCallIssue]
+        "down": sum(down) / len(down),  # pyright: ignore[reportArgumentType, reportCallIssue]
         "layers": [{"gate_up": a, "down": b} for a, b in zip(gate_up, down, strict=True)],
         "aggregated": {str(window): share for window, share in zip(WINDOWS, aggregated, strict=True)},
     }

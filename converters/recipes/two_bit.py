@@ -117,7 +117,7 @@ class TwoBit:
         rounded: Params = {}
         for name, array in params.items():
             if self.rounds(name):
-                rounded[name] = self.stored(name, quantize(self.stored(name, array), self.scales(params, name)))
+                rounded[name] = self.stored(name, quantize(self.stored(name, array), self.scales(params, name)))  # pyright: ignore[reportArgumentType]
                 if self.adapter:
                     rounded[name] = rounded[name] + params[name + ADAPTER_B] @ params[name + ADAPTER_A]
             elif name in _TABLES:
@@ -167,13 +167,13 @@ class TwoBit:
         moved = total = 0
         for role in self.roles(params):
             now = codes(self.stored(role, params[role]), self.scales(params, role))
-            moved += int((now != codes(self.stored(role, source[role]), self.nearest[role])).sum().item())
+            moved += int((now != codes(self.stored(role, source[role]), self.nearest[role])).sum().item())  # pyright: ignore[reportArgumentType]
             total += now.size
         return moved / total
 
     def scales(self, params: Params, role: str) -> mx.array:
         """The scales as they will be stored, in float32."""
-        return store(self.nearest[role] * mx.exp(params[role + CLIP]))
+        return store(self.nearest[role] * mx.exp(params[role + CLIP]))  # pyright: ignore[reportReturnType]
 
     def stored(self, role: str, weight: mx.array) -> mx.array:
         """A weight [out, in] as it is stored, and back: rows are what groups lie along."""
@@ -197,4 +197,4 @@ def affine(table: mx.array, bits: int) -> mx.array:
     def straight(primals: Any, cotangent: mx.array, output: mx.array) -> mx.array:
         return cotangent
 
-    return rounded(table)
+    return rounded(table)  # pyright: ignore[reportReturnType]

@@ -89,7 +89,7 @@ class LockstepCache:
         """Which of these the position sees, [1, rows]."""
         if window not in self._masks:
             apart = self._at - np.arange(self.rows)[None, :]
-            self._masks[window] = mx.array((apart >= 0) & (apart < (window or math.inf)))
+            self._masks[window] = mx.array((apart >= 0) & (apart < (window or math.inf)))  # pyright: ignore[reportArgumentType]
         return self._masks[window]
 
 

@@ -168,7 +168,7 @@ def _publish(report: TtftReport, scores: list[TaskScores], options: dict[str, An
         write_json(report.to_dict(), json_file, indent=None)
     if csv_file is not None:
         with click.open_file(csv_file, "w", encoding="utf-8") as file:
-            write_csv(report, file)
+            write_csv(report, file)  # pyright: ignore[reportArgumentType]
     if json_file != "-":
         ttft_tables.show(report, terminal=sys.stdout.isatty() and not options["markdown"])
     if plot is not None and report.finished:

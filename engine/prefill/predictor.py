@@ -128,7 +128,7 @@ class Predictor:
         """
         for layer, source in enumerate(self.layer_map):
             if source in seen and (layer in self.unmapped or self.inputs != "normed"):
-                yield layer, *self.predict(layer, seen[source])
+                yield layer, *self.predict(layer, seen[source])  # pyright: ignore[reportArgumentType]
         for source, (layers, weight, bias) in self._joined.items():
             if source not in seen:
                 continue

@@ -33,10 +33,10 @@ def read_spec(package: Path) -> tuple[Any, Path]:
     try:
         path = _inside(package, manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
         spec = Model_pb2.Model()  # type: ignore[attr-defined]
-        spec.ParseFromString(path.read_bytes())
+        spec.ParseFromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
     except (KeyError, TypeError, DecodeError, OSError) as error:
         raise CheckpointError(f"{package} is not a whole Core ML package ({error}); convert the model again.") from None
-    if spec.WhichOneof("Type") != "mlProgram":
+    if spec.WhichOneof("Type") != "mlProgram":  # pyright: ignore[reportAttributeAccessIssue]
         raise CheckpointError(f"{package} holds no ML program, which Russet's packages are.")
     return spec, path.parent
 
@@ -62,7 +62,7 @@ class WeightFile:
         sentinel, blob_type, size, start, _ = struct.unpack("<IIQQQ", header)
         if sentinel != _SENTINEL or BLOB_TYPES.get(blob_type) != data_type or start + size > len(self._bytes):
             raise CheckpointError(f"{self.path} is damaged at byte {offset}; convert again.")
-        return from_bytes(memoryview(self._bytes[start : start + size]), data_type, shape)
+        return from_bytes(memoryview(self._bytes[start : start + size]), data_type, shape)  # pyright: ignore[reportArgumentType]
 
 
 def weight_path(base: Path, name: str) -> Path:

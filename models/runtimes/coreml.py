@@ -136,7 +136,7 @@ class CoreMLRunner:
             import coremltools as ct
 
             chosen = {"function_name": name} if len(self._spec.functions) > 1 else {}
-            self._functions[name] = ct.models.MLModel(str(self._package), compute_units=self._units, **chosen)
+            self._functions[name] = ct.models.MLModel(str(self._package), compute_units=self._units, **chosen)  # pyright: ignore[reportArgumentType]
         return self._functions[name]
 
 
