@@ -47,7 +47,7 @@ _MOST_QUOTED = 60
 
 def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
     """Raise InvalidOptionError for token ids that the model has no row for; MLX would read whatever lies there."""
-    wrong = next((end for end in (min(tokens), max(tokens)) if not 0 <= end < vocab_size), None)
+    wrong = next((end for end in (min(tokens, default=0), max(tokens, default=0)) if not 0 <= end < vocab_size), None)
     if wrong is not None:
         raise InvalidOptionError(
             f"The prompt has the token id {wrong}, and the model has ids from 0 to {vocab_size - 1}; give ids of the "

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import russet
+from russet.engine.encoding import check_ids
 from russet.engine.errors import EmptyPromptError, InvalidOptionError
 
 
@@ -24,6 +25,13 @@ def test_token_ids_that_the_model_has_no_row_for_are_refused(tiny_model: russet.
     """MLX does not look: it reads memory that is not the embedding's, or ends the process."""
     with pytest.raises(InvalidOptionError, match=r"has the token id -?\d+, and the model has ids from 0 to 258"):
         tiny_model.stream(prompt)
+
+
+def test_no_ids_are_all_in_the_vocabulary() -> None:
+    """A text to be scored may have nothing before it."""
+    check_ids([], 259)
+    with pytest.raises(InvalidOptionError, match="token id 259"):
+        check_ids([0, 259], 259)
 
 
 def test_a_tokenizer_of_another_model_is_told(tiny_model: russet.Model, monkeypatch: pytest.MonkeyPatch) -> None:
