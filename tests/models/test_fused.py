@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from russet.converters.convert import convert
+from russet.engine.cache import KVCache
 from russet.engine.prefill.base import PromptTokens
 from russet.engine.prefill.exact import Exact
 from russet.engine.rows import RING
@@ -103,38 +105,47 @@ def test_rows_with_scales_of_their_own_go_layer_by_layer(by_reference) -> None:
     assert np.array_equal(decode(fused, 4, kv_bits=8)[0], decode(plain, 4, kv_bits=8)[0])
 
 
-def test_gaps_between_positions_stay(by_reference) -> None:
-    """Rows that a lossy prefill left out, and rows that decoding adds after them."""
+def same_by_steps_and_layers(talk: Callable[[Decoder, KVCache], Iterator[mx.array]]) -> None:
+    """Assert that the logits which `talk` yields are the fused step's and the layers' alike."""
     outs = []
     for fused in (True, False):
         decoder = load_decoder(GOLDEN / "qwen3")
         decoder._step_made = not fused
-        cache = decoder.new_cache()
-        h = decoder.run(
-            decoder.embed(mx.array([[4, 9, 2]])), range(len(decoder.blocks)), np.array([0.0, 3.0, 6.5]), cache
-        )
-        mx.eval(h)
-        cache.next_position = 9
-        logits = [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
-        assert all(slot.positions.tolist() == [0, 3, 6.5, 9, 10, 11] for slot in cache.slots.values())
-        logits.append(np.array(decoder.extend(mx.array([[1, 2]]), cache)))
-        outs.append(np.concatenate([x.reshape(-1) for x in logits]))
+        outs.append(np.concatenate([np.array(x).reshape(-1) for x in talk(decoder, decoder.new_cache())]))
     assert np.abs(outs[0] - outs[1]).max() < 2e-5
+
+
+def single(decoder: Decoder, cache: KVCache, count: int) -> Iterator[mx.array]:
+    for token in range(count):
+        logits = decoder.extend(mx.array([[token]]), cache)
+        mx.eval(logits)
+        yield logits
+
+
+def test_gaps_between_positions_stay(by_reference) -> None:
+    """Rows that a lossy prefill left out, and rows that decoding adds after them."""
+
+    def talk(decoder: Decoder, cache: KVCache) -> Iterator[mx.array]:
+        h = decoder.embed(mx.array([[4, 9, 2]]))
+        mx.eval(decoder.run(h, range(len(decoder.blocks)), np.array([0.0, 3.0, 6.5]), cache))
+        cache.next_position = 9
+        yield from single(decoder, cache, 3)
+        assert all(slot.positions.tolist() == [0, 3, 6.5, 9, 10, 11] for slot in cache.slots.values())
+        yield decoder.extend(mx.array([[1, 2]]), cache)
+
+    same_by_steps_and_layers(talk)
 
 
 def test_a_jump_of_the_next_position_is_seen(by_reference) -> None:
     """What the step prepared for positions to come does not serve another one, though the rows are as it left them."""
-    outs = []
-    for fused in (True, False):
-        decoder = load_decoder(GOLDEN / "qwen3")
-        decoder._step_made = not fused
-        cache = decoder.new_cache()
+
+    def talk(decoder: Decoder, cache: KVCache) -> Iterator[mx.array]:
         mx.eval(decoder.extend(mx.array([[4, 9, 2]]), cache))
-        logits = [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(2)]
+        yield from single(decoder, cache, 2)
         cache.next_position += 3
-        logits += [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(2)]
-        outs.append(np.concatenate([x.reshape(-1) for x in logits]))
-    assert np.abs(outs[0] - outs[1]).max() < 2e-5
+        yield from single(decoder, cache, 2)
+
+    same_by_steps_and_layers(talk)
 
 
 def test_a_switched_off_kernel_leaves_the_layers_to_decode(by_reference, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,19 +161,16 @@ def test_a_switched_off_kernel_leaves_the_layers_to_decode(by_reference, monkeyp
 
 def test_rows_that_were_read_between_two_steps_are_not_counted_twice(by_reference) -> None:
     """Reading moves the ring's rows into the buffers, at an unchanged position: a conversation is saved like that."""
-    outs = []
-    for fused in (True, False):
-        decoder = load_decoder(GOLDEN / "qwen3")
-        decoder._step_made = not fused
-        cache = decoder.new_cache()
+
+    def talk(decoder: Decoder, cache: KVCache) -> Iterator[mx.array]:
         mx.eval(decoder.extend(mx.array([[4, 9, 2]]), cache))
-        logits = [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
+        yield from single(decoder, cache, 3)
         for slot in cache.slots.values():
             mx.eval(slot.rows.read(0))
-        logits += [np.array(decoder.extend(mx.array([[token]]), cache)) for token in range(3)]
-        logits.append(np.array(decoder.extend(mx.array([[1, 2]]), cache)))  # by the layers, which read all rows
-        outs.append(np.concatenate([x.reshape(-1) for x in logits]))
-    assert np.abs(outs[0] - outs[1]).max() < 2e-5
+        yield from single(decoder, cache, 3)
+        yield decoder.extend(mx.array([[1, 2]]), cache)  # by the layers, which read all rows
+
+    same_by_steps_and_layers(talk)
 
 
 @pytest.mark.parametrize(("low", "balanced"), [(-1.5, True), (-1.25, False)])
